@@ -1,0 +1,53 @@
+"""One step of one rank as tensors: what the runner builds and the network reads.
+
+Shapes: T tokens of the step, S tokens whose logits are wanted, B sequences that decode one token,
+L cached positions gathered (padded), R rows of image embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class DecodeRows:
+    """Sequences that compute exactly one token, attended together."""
+
+    token_rows_B: torch.Tensor  # their rows among the step's tokens
+    slots_BL: torch.Tensor  # cache slot of every position attended to, padded with slot 0
+    mask_B11L: torch.Tensor | None  # True where a slot counts; None: every slot counts
+
+
+@dataclass(frozen=True)
+class PrefillRows:
+    """One sequence that computes several tokens: rows [first_row, first_row + num_tokens)."""
+
+    first_row: int
+    num_tokens: int
+    slots_L: torch.Tensor
+    mask_TL: torch.Tensor  # True where the token may see the slot: causal, and within the window
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """What attention layers of one group (full or sliding) need."""
+
+    write_slots_T: torch.Tensor
+    decode: DecodeRows | None
+    prefills: tuple[PrefillRows, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's share of a step. `num_tokens` may be 0: the rank still takes part in exchanges."""
+
+    num_tokens: int
+    token_ids_T: torch.Tensor
+    positions_T: torch.Tensor
+    full: GroupBatch
+    sliding: GroupBatch
+    sample_rows_S: torch.Tensor
+    image_rows_R: torch.Tensor | None  # rows of the step that hold image slots
+    image_embeddings_RH: torch.Tensor | None

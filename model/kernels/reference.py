@@ -1,0 +1,57 @@
+"""Plain-torch attention over a paged cache: the CPU path and the oracle of every other kernel.
+
+Shapes: T tokens, B sequences, N query heads, K key/value heads, G = N / K queries per key head,
+D head size, L cached positions, S cache slots.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+
+from model.batch import DecodeRows, GroupBatch, PrefillRows
+
+
+def paged_attention(q_TND: torch.Tensor, cache_S2KD: torch.Tensor, group: GroupBatch) -> torch.Tensor:
+    """Causal grouped-head attention of a mixed batch; keys of this step are already in the cache.
+
+    Returns [T, N, D]. Scale is D ** -0.5 (query_pre_attn_scalar = head_dim).
+    """
+    if group.decode is not None and not group.prefills:
+        return decode_attention(q_TND, cache_S2KD, group.decode)
+    out_TND = torch.empty_like(q_TND)
+    if group.decode is not None:
+        rows_B = group.decode.token_rows_B
+        out_TND[rows_B] = decode_attention(q_TND[rows_B], cache_S2KD, group.decode)
+    for prefill in group.prefills:
+        rows = slice(prefill.first_row, prefill.first_row + prefill.num_tokens)
+        out_TND[rows] = prefill_attention(q_TND[rows], cache_S2KD, prefill)
+    return out_TND
+
+
+def decode_attention(q_BND: torch.Tensor, cache_S2KD: torch.Tensor, rows: DecodeRows) -> torch.Tensor:
+    """One query token per sequence, its heads attend as G query rows of one key head."""
+    num_seqs, num_heads, head_dim = q_BND.shape
+    num_kv_heads = cache_S2KD.shape[2]
+    kv_BL2KD = cache_S2KD.index_select(0, rows.slots_BL.view(-1)).view(num_seqs, -1, 2, num_kv_heads, head_dim)
+    out_BKGD = F.scaled_dot_product_attention(
+        q_BND.view(num_seqs, num_kv_heads, -1, head_dim),
+        kv_BL2KD[:, :, 0].transpose(1, 2),
+        kv_BL2KD[:, :, 1].transpose(1, 2),
+        attn_mask=rows.mask_B11L,
+    )
+    return out_BKGD.reshape(num_seqs, num_heads, head_dim)
+
+
+def prefill_attention(q_TND: torch.Tensor, cache_S2KD: torch.Tensor, rows: PrefillRows) -> torch.Tensor:
+    """Several query tokens of one sequence. Keys are shared by stride, not repeated."""
+    num_tokens, num_heads, head_dim = q_TND.shape
+    num_kv_heads = cache_S2KD.shape[2]
+    group_size = num_heads // num_kv_heads
+    kv_L2KD = cache_S2KD.index_select(0, rows.slots_L)
+    k_KGLD, v_KGLD = (
+        kv_L2KD[:, half].transpose(0, 1).unsqueeze(1).expand(-1, group_size, -1, -1) for half in (0, 1)
+    )
+    q_KGTD = q_TND.view(num_tokens, num_kv_heads, group_size, head_dim).permute(1, 2, 0, 3)
+    out_KGTD = F.scaled_dot_product_attention(q_KGTD, k_KGLD, v_KGLD, attn_mask=rows.mask_TL)
+    return out_KGTD.permute(2, 0, 1, 3).reshape(num_tokens, num_heads, head_dim)

@@ -1,0 +1,56 @@
+"""Grouped-head attention with per-head q/k norm, partial RoPE, an optional window and a head gate.
+
+Shapes: T tokens, H hidden, N query heads, K key/value heads, D head size, S cache slots.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
+
+from model.batch import GroupBatch
+from model.config import LayerConfig, TextConfig
+from model.kernels.reference import paged_attention
+from model.net.layers import empty_parameter, rotate
+
+
+class Attention(nn.Module):
+    """One layer's attention. `qkvg` stacks the rows of q, k, v and g projections: one read of x."""
+
+    def __init__(self, text: TextConfig, layer: LayerConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = layer.num_heads, text.num_kv_heads, text.head_dim
+        num_rows = (layer.num_heads + 2 * text.num_kv_heads) * text.head_dim + layer.num_heads
+        self.qkvg = empty_parameter(num_rows, text.hidden_size, dtype=dtype)
+        self.output = empty_parameter(text.hidden_size, layer.num_heads * text.head_dim, dtype=dtype)
+        self.q_scale = empty_parameter(text.head_dim, dtype=torch.float32)
+        self.k_scale = empty_parameter(text.head_dim, dtype=torch.float32)
+        self.eps = text.rms_eps
+
+    def forward(
+        self,
+        x_TH: torch.Tensor,
+        cos_sin: tuple[torch.Tensor, torch.Tensor],
+        cache_S2KD: torch.Tensor,
+        group: GroupBatch,
+    ) -> torch.Tensor:
+        """[T, H] -> [T, H]; writes this step's keys and values into the cache first."""
+        num_tokens, num_q, num_kv = x_TH.shape[0], self.num_heads, self.num_kv_heads
+        q_and_k, v, gate_TN = F.linear(x_TH, self.qkvg).split(
+            [(num_q + num_kv) * self.head_dim, num_kv * self.head_dim, num_q], dim=-1
+        )
+        heads_TND = q_and_k.view(num_tokens, num_q + num_kv, self.head_dim)
+        q_TND, k_TKD = rotate(self._norm(heads_TND), *cos_sin).split([num_q, num_kv], dim=1)
+        cache_S2KD[group.write_slots_T, 0] = k_TKD
+        cache_S2KD[group.write_slots_T, 1] = v.view(num_tokens, num_kv, self.head_dim)
+        out_TND = paged_attention(q_TND, cache_S2KD, group) * gate_TN.sigmoid()[..., None]
+        return F.linear(out_TND.view(num_tokens, -1), self.output)
+
+    def _norm(self, heads_TND: torch.Tensor) -> torch.Tensor:
+        """RMS norm of each head in float32, q and k in one go; scales differ (Step3p7Attention.q_norm)."""
+        scale_N1 = torch.cat(
+            (self.q_scale.expand(self.num_heads, -1), self.k_scale.expand(self.num_kv_heads, -1))
+        )
+        normed = F.rms_norm(heads_TND.float(), (self.head_dim,), eps=self.eps) * scale_N1
+        return normed.type_as(heads_TND)

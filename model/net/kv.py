@@ -1,0 +1,44 @@
+"""The paged KV cache of one rank: one pool per layer, in two groups of blocks.
+
+Full-attention layers share one block table, sliding layers another: a logical block is the same
+physical block in every layer of its group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from model.config import TextConfig
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """`pools[i]` is [num_slots, 2 (key, value), K, D] of layer i; slot = block * block_size + offset."""
+
+    pools: tuple[torch.Tensor, ...]
+    block_size: int
+
+    @classmethod
+    def allocate(
+        cls, text: TextConfig, num_full_blocks: int, num_sliding_blocks: int, block_size: int, dtype: torch.dtype
+    ) -> KVCache:
+        """Zeroed pools: a padded slot is masked, and 0 times a stale NaN would not be 0."""
+        num_blocks = {"full": num_full_blocks, "sliding": num_sliding_blocks}
+        return cls(
+            pools=tuple(
+                torch.zeros(
+                    num_blocks[layer.attention] * block_size, 2, text.num_kv_heads, text.head_dim, dtype=dtype
+                )
+                for layer in text.layers
+            ),
+            block_size=block_size,
+        )
+
+    def copy_block(self, layers: tuple[int, ...], source: int, target: int) -> None:
+        """Copy one block in the given layers' pools."""
+        size = self.block_size
+        for layer in layers:
+            pool = self.pools[layer]
+            pool[target * size : (target + 1) * size] = pool[source * size : (source + 1) * size]

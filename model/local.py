@@ -1,0 +1,193 @@
+"""The whole path in one process without Ray: prompts in, answers out. What `fluyt run` calls.
+
+prepare -> engine(scheduler, runner) -> text stage, the same pieces as in the cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from model.engine import Engine
+from model.gang import GangRunner, spawn_gang
+from model.net.vision import VisionTower
+from model.options import EngineOptions, scheduler_config
+from model.runner import LocalRunner, make_rank, rank_maker
+from model.sampling import GenerationDefaults, SamplingOptions, resolve
+from model.sched.config import SchedulerConfig
+from model.sched.scheduler import Scheduler
+from model.text.output import OutputEvent, OutputStream
+from model.text.prompt import PreparedPrompt, PromptBuilder
+from model.types import Delta, FinishReason, Request, RequestKey, TokenLogprob, Usage
+from model.weights import Checkpoint, load_vision, open_checkpoint
+
+TENANT = "local"
+
+
+@dataclass
+class Answer:
+    """What a request has produced so far; complete once `finish_reason` or `error` is set."""
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    text: str = ""
+    reasoning: str = ""
+    tool_calls: str = ""
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    error: Exception | None = None
+
+    def add(self, event: OutputEvent) -> None:
+        """Take the next piece of text."""
+        field_name = {"text": "text", "reasoning": "reasoning", "tool_call": "tool_calls"}[event.channel.value]
+        setattr(self, field_name, getattr(self, field_name) + event.text)
+
+
+@dataclass
+class _Open:
+    answer: Answer
+    stream: OutputStream | None  # None: no tokenizer, ids alone
+    on_event: Callable[[OutputEvent], None] | None
+    has_stopped: bool = False
+
+
+class LocalServer:
+    """One engine of W local shards. Use as `with open_server(...) as server`."""
+
+    def __init__(self, checkpoint: Checkpoint, runner: LocalRunner | GangRunner, sizes: SchedulerConfig) -> None:
+        self.checkpoint = checkpoint
+        self.sizes = sizes
+        self._runner = runner
+        self._engine = Engine(Scheduler(sizes), runner, self._take)
+        self._open: dict[RequestKey, _Open] = {}
+        self._numbers = itertools.count()
+        self._defaults = GenerationDefaults.load(checkpoint.directory)
+        self._vision: VisionTower | None = None
+
+    def submit(
+        self,
+        prompt: PreparedPrompt,
+        options: SamplingOptions,
+        builder: PromptBuilder | None,
+        on_event: Callable[[OutputEvent], None] | None = None,
+    ) -> Answer:
+        """Queue a prompt; `run` fills the answer. Raises InvalidRequest before anything is queued."""
+        sampling = resolve(
+            options,
+            self._defaults,
+            num_prompt_tokens=len(prompt.prompt_ids),
+            context_len=self.sizes.context_len,
+            capacity_tokens=self.sizes.capacity_tokens,
+            seed=secrets.randbits(63),
+        )
+        key = RequestKey(TENANT, str(next(self._numbers)))
+        # Embedding keys are a request's own: the rank forgets them with it.
+        spans = tuple(replace(span, key=f"{key.request_id}/{span.key}") for span in prompt.spans)
+        self._encode_images(prompt, key)
+        stream = None
+        if builder is not None:
+            stream = OutputStream.of(
+                builder.tokenizer, sampling, starts_in_thinking=prompt.starts_in_thinking
+            )
+        self._open[key] = _Open(Answer(), stream, on_event)
+        self._engine.add(Request(key, prompt.prompt_ids, sampling, spans))
+        return self._open[key].answer
+
+    def run(self) -> None:
+        """Work until every answer is complete. Raises the first error that a request ended with."""
+        answers = [request.answer for request in self._open.values()]
+        while self._open:
+            if not self._engine.step() and self._open:
+                raise AssertionError(f"{len(self._open)} requests are open and nothing can be planned")
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+
+    def close(self) -> None:
+        """End the shards."""
+        self._engine.close()
+
+    def _encode_images(self, prompt: PreparedPrompt, key: RequestKey) -> None:
+        for image in prompt.images:
+            if self._vision is None:
+                self._vision = load_vision(self.checkpoint, torch.float32)
+            self._runner.put_embedding(f"{key.request_id}/{image.key}", self._vision.encode(image.tile()))
+
+    def _take(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            request = self._open.get(delta.key)
+            if request is not None:
+                self._take_one(request, delta)
+
+    def _take_one(self, request: _Open, delta: Delta) -> None:
+        answer = request.answer
+        if not request.has_stopped:
+            answer.token_ids += delta.token_ids
+            answer.logprobs += delta.logprobs
+        if request.stream is not None:
+            for event in request.stream.push(delta):
+                answer.add(event)
+                if request.on_event is not None:
+                    request.on_event(event)
+            if request.stream.stop_at is not None and not request.has_stopped:
+                request.has_stopped = True
+                del answer.token_ids[request.stream.stop_at :]
+                del answer.logprobs[request.stream.stop_at :]
+                if not delta.is_final:
+                    self._engine.stop(delta.key, request.stream.stop_at)
+        if delta.is_final:
+            reason = delta.finish_reason
+            answer.finish_reason = (
+                request.stream.finish_reason(reason) if request.stream is not None and reason else reason
+            )
+            answer.usage, answer.error = delta.usage, delta.error
+            del self._open[delta.key]
+
+
+@contextmanager
+def open_server(directory: Path, options: EngineOptions, num_threads: int | None = None) -> Iterator[LocalServer]:
+    """Load a checkpoint into `options.num_shards` local shards; ends them on leaving."""
+    checkpoint = open_checkpoint(directory)
+    sizes = scheduler_config(checkpoint.config.text, options)
+    runner: LocalRunner | GangRunner
+    if options.num_shards == 1:
+        runner = LocalRunner(make_rank(directory, options, num_threads, 0, None))
+    else:
+        threads = num_threads or max(1, torch.get_num_threads() // options.num_shards)
+        runner = spawn_gang(options.num_shards, rank_maker(directory, options, threads), num_threads=threads)
+    server = LocalServer(checkpoint, runner, sizes)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def prompt_builder(checkpoint: Checkpoint) -> PromptBuilder:
+    """The text stage of a checkpoint. Raises CheckpointError where it has no tokenizer."""
+    return PromptBuilder.load(
+        checkpoint.directory,
+        vocab_size=checkpoint.config.text.vocab_size,
+        has_vision=checkpoint.has_vision,
+    )
+
+
+def generate(
+    directory: Path,
+    prompts: Sequence[PreparedPrompt],
+    sampling: Sequence[SamplingOptions],
+    options: EngineOptions,
+    builder: PromptBuilder | None = None,
+) -> list[Answer]:
+    """Answers of a whole batch, in order."""
+    with open_server(directory, options) as server:
+        answers = [
+            server.submit(prompt, choice, builder) for prompt, choice in zip(prompts, sampling, strict=True)
+        ]
+        server.run()
+    return answers

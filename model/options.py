@@ -1,0 +1,72 @@
+"""What a user may choose about the engine, and the sizes that follow from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from model.config import TextConfig
+from model.errors import InvalidRequest
+from model.sched.blocks import size_sliding_group
+from model.sched.config import SchedulerConfig
+
+BLOCK_SIZE = 16  # tokens; small enough that a short answer wastes little, large enough for short tables
+KV_BUDGET_BYTES = 512 << 20  # per rank, unless kv_blocks says otherwise: half of what a 2-shard demo may use
+SEQUENCES_AT_FULL_CONTEXT = 4  # a small model's cache stops growing here
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The same in one process and in a cluster. `kv_blocks` counts blocks of the full-attention group."""
+
+    num_shards: int = 1
+    attention: Literal["data", "tensor"] = "data"
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    chunk_tokens: int = 512
+    kv_blocks: int | None = None
+    max_running: int = 64
+    max_queued: int = 1024
+    max_queued_tokens: int = 4_000_000
+
+    def __post_init__(self) -> None:
+        if self.attention == "tensor":
+            raise InvalidRequest("attention", "'tensor' is not served yet; use 'data'")
+        for field in ("num_shards", "chunk_tokens", "kv_blocks", "max_running", "max_queued"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise InvalidRequest(field, f"{value} is below 1")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The compute dtype."""
+        return DTYPES[self.dtype]
+
+
+def scheduler_config(text: TextConfig, options: EngineOptions, generation: int = 0) -> SchedulerConfig:
+    """Sizes of one gang, the same on every rank."""
+    num_full = options.kv_blocks or _default_full_blocks(text, options.torch_dtype)
+    return SchedulerConfig(
+        num_spaces=options.num_shards,
+        block_size=BLOCK_SIZE,
+        num_full_blocks=num_full,
+        num_sliding_blocks=size_sliding_group(
+            num_full, options.max_running, text.window, options.chunk_tokens, BLOCK_SIZE
+        ),
+        window=text.window,
+        chunk_tokens=options.chunk_tokens,
+        max_running=options.max_running,
+        context_len=text.context_len,
+        max_queued=options.max_queued,
+        max_queued_tokens=options.max_queued_tokens,
+        generation=generation,
+    )
+
+
+def _default_full_blocks(text: TextConfig, dtype: torch.dtype) -> int:
+    num_full_layers = sum(layer.attention == "full" for layer in text.layers)
+    block_bytes = num_full_layers * 2 * text.num_kv_heads * text.head_dim * dtype.itemsize * BLOCK_SIZE
+    wanted = SEQUENCES_AT_FULL_CONTEXT * -(-text.context_len // BLOCK_SIZE)
+    return max(1, min(wanted, KV_BUDGET_BYTES // block_bytes))

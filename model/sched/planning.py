@@ -1,0 +1,141 @@
+"""How a step is put together: the running first, oldest first; then whoever waits, first come first served.
+
+Prefill and decode are one thing: computed tokens catch up with known tokens. Within a space's
+`chunk_tokens` the sequences that decode have their token reserved, prefill shares the rest.
+"""
+
+from __future__ import annotations
+
+from model.sched.sequence import Phase, Sequence
+from model.sched.space import Space
+from model.sched.step import AdmittedSequence, RankStep, SequenceWork
+from model.sched.waiting import WaitingQueue
+
+
+class RankDraft:
+    """One space's share of the step that is being planned."""
+
+    def __init__(self, space: Space, last_planned: int, now_s: float) -> None:
+        self.space = space
+        self.num_preempted = 0
+        self.work: list[SequenceWork] = []
+        self._admitted: list[AdmittedSequence] = []
+        self._last_planned = last_planned
+        self._now_s = now_s
+        self._budget = space.config.chunk_tokens  # for prefill, once decodes are reserved
+        self._spare_full = self._spare_sliding = self._num_pending = 0  # see `open_for_admission`
+
+    def plan_running(self) -> None:
+        """Give each running sequence its tokens; preempts from the youngest where blocks run out."""
+        running = self.space.running
+        self._budget -= sum(seq.num_uncomputed == 1 and not seq.is_complete for seq in running)
+        index = 0
+        while index < len(running):  # preemption shortens the list from its end
+            self._plan_one(running[index])
+            index += 1
+
+    def _plan_one(self, seq: Sequence) -> None:
+        is_decode = seq.num_uncomputed == 1
+        want = 1 if is_decode else min(seq.num_uncomputed, self._budget)
+        if seq.is_complete or want == 0:
+            return
+        self.space.trim(seq, self._last_planned)
+        num_tokens = self._secure(seq, want)
+        if num_tokens > 0:
+            self.work.append(self.space.take(seq, num_tokens))
+        if not is_decode:
+            self._budget -= num_tokens
+
+    def _secure(self, seq: Sequence, want: int) -> int:
+        """How many of `want` tokens have blocks now; preempts from the youngest if none has.
+
+        What is freed stays in quarantine while steps are in flight, and is for the next plan: again the
+        oldest asks first. Whoever is younger finds nothing now, for both groups grow at one position.
+        """
+        running = self.space.running
+        while running[-1] is not seq and not self.space.fits_soon(seq):
+            self._preempt(running.pop())
+        return self.space.capacity(seq, want)
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.space.release(seq, self._last_planned)
+        seq.phase = Phase.WAITING
+        self.space.waiting.push(seq)
+        self.num_preempted += 1
+
+    def open_for_admission(self) -> bool:
+        """Whether anybody may be admitted; counts what the running will need (the watermark)."""
+        if self._budget == 0 or self._is_full:
+            return False
+        growth = [self.space.growth(seq) for seq in self.space.running]
+        self._spare_full = self.space.full.num_free - sum(full for full, _ in growth)
+        self._spare_sliding = self.space.sliding.num_free - sum(sliding for _, sliding in growth)
+        self._num_pending = self.space.num_pending_tokens
+        return True
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self.space.running) >= self.space.config.num_running_limit
+
+    @property
+    def load(self) -> tuple[int, int, int]:
+        """The least of these takes the next sequence: pending tokens, running sequences, index."""
+        return self._num_pending, len(self.space.running), self.space.index
+
+    def next_queue(self, unplaced: WaitingQueue) -> WaitingQueue | None:
+        """The queue whose head came first: that of the space, or the one that any space serves."""
+        own, other = self.space.waiting.oldest, unplaced.oldest
+        if own is None or other is None:
+            return self.space.waiting if own else unplaced if other else None
+        return self.space.waiting if own.seq_id < other.seq_id else unplaced
+
+    def admit(self, queue: WaitingQueue) -> bool:
+        """Admit the head of `queue` with its first tokens; False if there is no room for it now."""
+        seq = queue.oldest
+        assert seq is not None
+        space = self.space
+        if self._budget == 0 or self._is_full:
+            return False
+        full, sliding = space.growth(seq)
+        if space.running and (full > self._spare_full or sliding > self._spare_sliding):
+            return False
+        num_tokens = space.capacity(seq, min(seq.num_uncomputed, self._budget))
+        if num_tokens == 0:
+            return False
+        # One preempted while its last token was in flight: no block is free until that step returns.
+        assert not seq.is_complete, seq
+        queue.remove(seq)
+        self._spare_full -= full
+        self._spare_sliding -= sliding
+        self._num_pending += seq.num_uncomputed
+        self._budget -= num_tokens
+        self._start(seq, num_tokens)
+        return True
+
+    def _start(self, seq: Sequence, num_tokens: int) -> None:
+        self.space.start(seq)
+        if not seq.is_admitted:
+            request = seq.request
+            seq.is_admitted = True
+            seq.started_s = self._now_s
+            self._admitted.append(
+                AdmittedSequence(seq.seq_id, request.prompt_ids, request.sampling, request.images)
+            )
+        self.work.append(self.space.take(seq, num_tokens))
+
+    def finish(self) -> RankStep:
+        """The finished share; takes along what the rank has to forget."""
+        dropped, self.space.dropped = self.space.dropped, []
+        return RankStep(tuple(self._admitted), tuple(self.work), tuple(dropped))
+
+
+def admit_waiting(drafts: list[RankDraft], unplaced: WaitingQueue) -> None:
+    """Fill the drafts from the queues, strictly by age: a head that finds no room is not overtaken."""
+    if not unplaced and not any(draft.space.waiting for draft in drafts):
+        return
+    willing = [draft for draft in drafts if draft.open_for_admission()]
+    while willing:
+        draft = min(willing, key=lambda candidate: candidate.load)
+        queue = draft.next_queue(unplaced)
+        if queue is None or not draft.admit(queue):
+            willing.remove(draft)

@@ -1,0 +1,329 @@
+"""The decoding scheduler: what waits and runs, whose blocks are whose, and what a gang does next.
+
+add -> plan -> (the gang runs the step) -> commit -> deltas. At most two steps are in flight, so the
+next one is planned before the last result is known. Not thread-safe: the engine's loop owns it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from model.errors import AlreadyExists, FluytError, InvalidRequest, Overloaded
+from model.sched.blocks import num_blocks
+from model.sched.config import Load, Placement, SchedulerConfig
+from model.sched.planning import RankDraft, admit_waiting
+from model.sched.sequence import Phase, Sequence
+from model.sched.space import Space
+from model.sched.step import RankResult, RankStep, SequenceOutput, Step, StepResult
+from model.sched.waiting import WaitingQueue
+from model.types import Delta, FinishReason, Request, RequestKey
+
+__all__ = ["MAX_STEPS_IN_FLIGHT", "Load", "Placement", "Scheduler", "SchedulerConfig"]
+
+MAX_STEPS_IN_FLIGHT = 2  # the one that runs, and the next
+_RETRY_RANGE_S = (1.0, 60.0)  # told to callers when the queue is full
+
+
+class Scheduler:
+    """Plans the steps of one gang and keeps its books."""
+
+    def __init__(self, config: SchedulerConfig, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self._clock_s = clock_s
+        self._generation = config.generation
+        self._num_added = 0
+        self._num_preemptions = 0
+        self._unbilled_us = 0
+        self._tokens_per_s = 0.0  # of the gang, averaged over the last steps
+        self._clear()
+
+    def _clear(self) -> None:
+        self._spaces = [Space(self.config, index) for index in range(self.config.num_spaces)]
+        self._unplaced = WaitingQueue()
+        self._by_key: dict[RequestKey, Sequence] = {}
+        self._by_id: dict[int, Sequence] = {}
+        self._in_flight: deque[Step] = deque()
+        self._next_step_id = 0
+        self._is_failed = False
+
+    # ---- requests in and out
+
+    def add(self, request: Request, *, needs_images: bool = False) -> Placement:
+        """Queue a request. With `needs_images` its space is chosen now and it waits for `images_ready`.
+
+        Raises InvalidRequest (over the context, or can never fit), AlreadyExists, Overloaded.
+        """
+        self._check_request(request)
+        if request.key in self._by_key:
+            raise AlreadyExists(f"request {request.key.request_id!r} is open")
+        self._check_queue(request)
+        phase = Phase.FETCHING if needs_images else Phase.WAITING
+        seq = Sequence(self._num_added, request, self._clock_s(), phase)
+        self._num_added += 1
+        if needs_images:
+            space = min(self._spaces, key=lambda space: (space.num_pending_tokens, space.index))
+            seq.space = space.index
+            space.fetching.push(seq)
+        else:
+            self._unplaced.push(seq)
+        self._by_key[request.key] = self._by_id[seq.seq_id] = seq
+        self._debug_check()
+        return Placement(seq.seq_id, seq.space)
+
+    def images_ready(self, key: RequestKey) -> None:
+        """The embeddings of a request have reached its rank; unknown keys (aborted since) are ignored."""
+        seq = self._by_key.get(key)
+        if seq is None or seq.phase is not Phase.FETCHING:
+            return
+        space = self._space_of(seq)
+        space.fetching.remove(seq)
+        seq.phase = Phase.WAITING
+        space.waiting.push(seq)
+        self._debug_check()
+
+    def abort(self, key: RequestKey, error: FluytError | None = None) -> Delta | None:
+        """End a request at once: ABORTED, or `error`. None if it is not open."""
+        seq = self._by_key.get(key)
+        if seq is None:
+            return None
+        reason = FinishReason.ABORTED if error is None else None
+        delta = self._end(seq, Delta(key, seq.num_output, finish_reason=reason, error=error))
+        self._debug_check()
+        return delta
+
+    def stop(self, key: RequestKey, num_tokens: int) -> Delta | None:
+        """The text stage found a stop string in the first `num_tokens`; later tokens are not billed."""
+        seq = self._by_key.get(key)
+        if seq is None:
+            return None
+        num_tokens = min(num_tokens, seq.num_output)
+        delta = self._end(seq, Delta(key, num_tokens, finish_reason=FinishReason.STOP))
+        self._debug_check()
+        return delta
+
+    def fail_all(self, error: FluytError) -> list[Delta]:
+        """The gang is gone: every open request ends with `error`. Nothing is planned until `reset`."""
+        deltas = [
+            self._end(seq, Delta(seq.request.key, seq.num_output, error=error))
+            for seq in list(self._by_id.values())
+        ]
+        self._clear()
+        self._is_failed = True
+        return deltas
+
+    def reset(self, generation: int) -> None:
+        """A new gang takes over: step ids count from 0 again, results of older generations are dropped."""
+        assert generation > self._generation, (generation, self._generation)
+        assert self._is_failed, "reset comes after fail_all: a gang that is replaced has lost its sequences"
+        self._generation = generation
+        self._is_failed = False
+
+    # ---- one step
+
+    def plan(self) -> Step | None:
+        """The next step; None if two are in flight, or nothing can be computed now."""
+        if self._is_failed or len(self._in_flight) >= MAX_STEPS_IN_FLIGHT or not self._by_id:
+            return None
+        now_s = self._clock_s()
+        drafts = [RankDraft(space, self._last_planned, now_s) for space in self._spaces]
+        for draft in drafts:
+            draft.plan_running()
+            self._num_preemptions += draft.num_preempted
+        admit_waiting(drafts, self._unplaced)
+        step = self._finish(drafts) if any(draft.work for draft in drafts) else None
+        self._debug_check()
+        return step
+
+    def _finish(self, drafts: list[RankDraft]) -> Step:
+        step = Step(self._generation, self._next_step_id, tuple(draft.finish() for draft in drafts))
+        self._next_step_id += 1
+        self._in_flight.append(step)
+        return step
+
+    def commit(self, result: StepResult) -> list[Delta]:
+        """Take the result of the oldest step in flight; one delta for every request that gained a token."""
+        if result.generation != self._generation or self._is_failed:
+            return []
+        assert self._in_flight, f"result of step {result.step_id}, but none is in flight"
+        step = self._in_flight.popleft()
+        assert result.step_id == step.step_id, (result.step_id, step.step_id)
+        assert len(result.ranks) == len(step.ranks), (len(result.ranks), len(step.ranks))
+        for space in self._spaces:
+            space.step_returned(step.step_id)
+        self._bill(step, result.step_us)
+        deltas: list[Delta] = []
+        for rank_step, rank_result in zip(step.ranks, result.ranks, strict=True):
+            deltas += self._commit_rank(rank_step, rank_result)
+        self._debug_check()
+        return deltas
+
+    def _commit_rank(self, step: RankStep, result: RankResult) -> list[Delta]:
+        outputs = {output.seq_id: output for output in result.outputs}
+        expected = [work.seq_id for work in step.work if work.samples]
+        assert sorted(outputs) == sorted(expected), (sorted(outputs), sorted(expected))
+        now_s = self._clock_s()
+        # Sequences that ended while the step was in flight are no longer open: their output is dropped.
+        return [
+            self._commit_output(self._by_id[seq_id], outputs[seq_id], now_s)
+            for seq_id in expected
+            if seq_id in self._by_id
+        ]
+
+    def _commit_output(self, seq: Sequence, output: SequenceOutput, now_s: float) -> Delta:
+        assert len(output.token_ids) == 1, (output.seq_id, len(output.token_ids))
+        token_id = output.token_ids[0]
+        reason = seq.ending(token_id)
+        delta = Delta(
+            seq.request.key,
+            seq.num_output,
+            output.token_ids,
+            output.logprobs,
+            finish_reason=reason,
+            stop_token_id=token_id if reason is FinishReason.STOP else None,
+        )
+        seq.num_sampling -= 1
+        seq.num_output += 1
+        if seq.first_token_s is None:
+            seq.first_token_s = now_s
+        return delta if reason is None else self._end(seq, delta)
+
+    def _bill(self, step: Step, step_us: int) -> None:
+        """Share the time of a step by tokens, to the microsecond: the shares add up to `step_us`."""
+        num_tokens = step.num_tokens
+        num_before = billed_us = 0
+        for rank in step.ranks:
+            for work in rank.work:
+                num_before += work.num_tokens
+                share_us = step_us * num_before // num_tokens - billed_us
+                billed_us += share_us
+                seq = self._by_id.get(work.seq_id)
+                if seq is None:
+                    self._unbilled_us += share_us
+                else:
+                    seq.compute_us += share_us
+        if step_us > 0:
+            rate = num_tokens * 1e6 / step_us
+            self._tokens_per_s = rate if not self._tokens_per_s else 0.9 * self._tokens_per_s + 0.1 * rate
+
+    # ---- books
+
+    @property
+    def _last_planned(self) -> int:
+        """The last step that may still touch a block that is freed now; -1 if nothing is in flight."""
+        return self._in_flight[-1].step_id if self._in_flight else -1
+
+    def _space_of(self, seq: Sequence) -> Space:
+        assert seq.space is not None, seq
+        return self._spaces[seq.space]
+
+    def _queue_of(self, seq: Sequence) -> WaitingQueue:
+        if seq.space is None:
+            return self._unplaced
+        space = self._spaces[seq.space]
+        return space.fetching if seq.phase is Phase.FETCHING else space.waiting
+
+    def _end(self, seq: Sequence, delta: Delta) -> Delta:
+        """Take a sequence out of every book; returns its last delta, with the bill."""
+        if seq.phase is Phase.RUNNING:
+            space = self._space_of(seq)
+            space.running.remove(seq)
+            space.release(seq, self._last_planned)
+        else:
+            self._queue_of(seq).remove(seq)
+        if seq.space is not None:  # its rank knows it, or has begun to fetch its images
+            self._space_of(seq).dropped.append(seq.seq_id)
+        del self._by_key[seq.request.key], self._by_id[seq.seq_id]
+        num_completion = delta.first_token_index + len(delta.token_ids)
+        return replace(delta, usage=seq.usage(self._clock_s(), num_completion))
+
+    def load(self) -> Load:
+        """Counts for status and metrics."""
+        spaces, config = self._spaces, self.config
+        queues = [self._unplaced, *(q for space in spaces for q in (space.waiting, space.fetching))]
+        return Load(
+            num_waiting=sum(map(len, queues)),
+            num_queued_tokens=sum(queue.num_tokens for queue in queues),
+            num_running=sum(len(space.running) for space in spaces),
+            num_steps_in_flight=len(self._in_flight),
+            num_full_blocks=config.num_full_blocks * config.num_spaces,
+            num_free_full_blocks=sum(space.full.num_free for space in spaces),
+            num_sliding_blocks=config.num_sliding_blocks * config.num_spaces,
+            num_free_sliding_blocks=sum(space.sliding.num_free for space in spaces),
+            num_preemptions=self._num_preemptions,
+            unbilled_us=self._unbilled_us,
+        )
+
+    def check_integrity(self) -> None:
+        """Assert that every block of every space and every sequence is accounted for."""
+        assert len(self._in_flight) <= MAX_STEPS_IN_FLIGHT, len(self._in_flight)
+        num_in_queues = len(self._unplaced)
+        for space in self._spaces:
+            space.check(is_idle=not self._in_flight)
+            num_in_queues += len(space.waiting) + len(space.fetching) + len(space.running)
+        self._unplaced.check()
+        assert num_in_queues == len(self._by_id) == len(self._by_key), (num_in_queues, len(self._by_id))
+        works = [work for step in self._in_flight for rank in step.ranks for work in rank.work]
+        num_sampling = Counter(work.seq_id for work in works if work.samples)
+        for seq in self._by_id.values():
+            assert seq.num_sampling == num_sampling[seq.seq_id], (seq, num_sampling[seq.seq_id])
+            assert seq.phase is Phase.RUNNING or not (seq.full_blocks or seq.sliding_blocks), seq
+            assert seq.num_output + seq.num_sampling <= seq.request.sampling.max_tokens, seq
+
+    def _debug_check(self) -> None:
+        if self.config.debug_checks:
+            self.check_integrity()
+
+    # ---- refusals
+
+    def _check_request(self, request: Request) -> None:
+        config = self.config
+        num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
+        if num_prompt == 0:
+            raise InvalidRequest("prompt", "is empty")
+        if max_tokens < 1:
+            raise InvalidRequest("sampling.max_tokens", f"{max_tokens} is below 1")
+        if num_prompt >= config.context_len:
+            raise InvalidRequest(
+                "prompt",
+                f"{num_prompt} tokens; the context of {config.context_len} has no room for an answer",
+            )
+        if num_prompt + max_tokens > config.context_len:
+            raise InvalidRequest(
+                "sampling.max_tokens",
+                f"{max_tokens} after a prompt of {num_prompt} is over the context of {config.context_len}",
+            )
+        self._check_fits(num_prompt, max_tokens)
+
+    def _check_fits(self, num_prompt: int, max_tokens: int) -> None:
+        """Refuse what could not run even alone."""
+        config = self.config
+        needed = num_blocks(num_prompt + max_tokens - 1, config.block_size)
+        sliding_needed = min(needed, config.min_sliding_blocks)
+        for group, need, have in (
+            ("full", needed, config.num_full_blocks),
+            ("sliding", sliding_needed, config.num_sliding_blocks),
+        ):
+            if need > have:
+                raise InvalidRequest(
+                    "prompt" if num_prompt >= config.capacity_tokens else "sampling.max_tokens",
+                    f"prompt of {num_prompt} and max_tokens of {max_tokens} need {need} {group}-attention "
+                    f"blocks of {config.block_size} tokens; there are {have}",
+                )
+
+    def _check_queue(self, request: Request) -> None:
+        """Refuse when the queue is full; one that is empty takes a prompt of any length."""
+        config, load = self.config, self.load()
+        num_tokens = load.num_queued_tokens + len(request.prompt_ids)
+        if load.num_waiting >= config.max_queued:
+            text, subject = f"{load.num_waiting} requests wait, the limit is {config.max_queued}", "queue"
+        elif load.num_waiting and num_tokens > config.max_queued_tokens:
+            text = f"{num_tokens} prompt tokens would wait, the limit is {config.max_queued_tokens}"
+            subject = "queued_tokens"
+        else:
+            return
+        shortest_s, longest_s = _RETRY_RANGE_S
+        wait_s = load.num_queued_tokens / self._tokens_per_s if self._tokens_per_s else shortest_s
+        raise Overloaded(text, retry_after_s=min(max(wait_s, shortest_s), longest_s), subject=subject)

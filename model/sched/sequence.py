@@ -1,0 +1,100 @@
+"""One sequence: all that the scheduler knows about it. Only the scheduler writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from model.types import FinishReason, Request, Usage
+
+
+class Phase(Enum):
+    """Where an open sequence is. One that has ended is in no book any more."""
+
+    FETCHING = "fetching"  # its rank is pulling image embeddings
+    WAITING = "waiting"  # holds no blocks: new, or preempted
+    RUNNING = "running"
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Counts about one request. Positions count as computed when planned: steps return in order.
+
+    Known tokens are the prompt, the tokens committed, and those that steps in flight will sample:
+    an upper bound, which the next step finds true unless the sequence ends before.
+    """
+
+    seq_id: int  # also the order of arrival
+    request: Request = field(repr=False)  # prompts are never printed, in an assertion neither
+    added_s: float
+    phase: Phase
+    space: int | None = None
+    is_admitted: bool = False  # its rank has prompt and sampling parameters
+    num_output: int = 0  # tokens committed
+    num_sampling: int = 0  # tokens that steps in flight will sample
+    num_computed: int = 0  # positions planned since the start, or since the last preemption
+    full_blocks: list[int] = field(default_factory=list)
+    sliding_blocks: list[int] = field(default_factory=list)  # those not behind the window
+    num_sliding_freed: int = 0  # logical index of sliding_blocks[0]
+    compute_us: int = 0
+    started_s: float | None = None  # first planned
+    first_token_s: float | None = None
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt, image slots included."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_positions(self) -> int:
+        """Most positions ever computed: the last token of all is sampled, never computed."""
+        return len(self.request.prompt_ids) + self.request.sampling.max_tokens - 1
+
+    @property
+    def num_known(self) -> int:
+        """Tokens that exist when the next step runs."""
+        return len(self.request.prompt_ids) + self.num_output + self.num_sampling
+
+    @property
+    def num_uncomputed(self) -> int:
+        """Tokens that still have to be computed before the next one can be sampled."""
+        return self.num_known - self.num_computed
+
+    @property
+    def is_complete(self) -> bool:
+        """True once its last token is planned: nothing is left but to wait for it."""
+        return self.num_output + self.num_sampling >= self.request.sampling.max_tokens
+
+    def reset(self) -> None:
+        """Forget what was computed; known tokens stay, so it is computed again from position 0."""
+        self.num_computed = 0
+        self.num_sliding_freed = 0
+        self.full_blocks = []
+        self.sliding_blocks = []
+
+    def ending(self, token_id: int) -> FinishReason | None:
+        """Why the sequence ends with this token, the next after `num_output`; None if it goes on."""
+        sampling = self.request.sampling
+        if self.num_output >= sampling.min_tokens and (
+            token_id in sampling.eos_token_ids or token_id in sampling.stop_token_ids
+        ):
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.num_output + 1 >= sampling.max_tokens else None
+
+    def usage(self, now_s: float, num_completion: int) -> Usage:
+        """Bill at `now_s`; wall time: queue until first planned, prefill until the first token, decode."""
+        started_s = now_s if self.started_s is None else self.started_s
+        first_token_s = now_s if self.first_token_s is None else self.first_token_s
+        return Usage(
+            num_prompt_tokens=self.num_prompt,
+            num_image_tokens=sum(span.num_tokens for span in self.request.images),
+            num_completion_tokens=num_completion,
+            queue_us=_microseconds(started_s - self.added_s),
+            prefill_us=_microseconds(first_token_s - started_s),
+            decode_us=_microseconds(now_s - first_token_s),
+            compute_us=self.compute_us,
+        )
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)

@@ -1,0 +1,263 @@
+"""A gang that computes nothing and believes nothing: it checks every step as real ranks would suffer it.
+
+Tokens are a pure function of the tokens before, so that any plan gives the same output; the KV cache
+holds the token written at each slot, so that a block given to two sequences is noticed when read.
+"""
+
+import zlib
+from collections import deque
+from dataclasses import dataclass, field
+
+from model.sched.config import SchedulerConfig
+from model.sched.scheduler import Scheduler
+from model.sched.step import AdmittedSequence, RankResult, RankStep, SequenceOutput, Step, StepResult
+from model.types import Delta, FinishReason, Request, RequestKey, SamplingParams
+
+VOCABULARY = 50
+
+
+def next_token(token_ids: list[int] | tuple[int, ...]) -> int:
+    """The token after `token_ids`, as any model would choose it: from all of them."""
+    return zlib.crc32(repr(list(token_ids)).encode()) % VOCABULARY
+
+
+def expected_output(request: Request) -> tuple[tuple[int, ...], FinishReason]:
+    """What a request gets when nobody ends it early."""
+    sampling, output = request.sampling, []
+    while len(output) < sampling.max_tokens:
+        token = next_token(request.prompt_ids + tuple(output))
+        output.append(token)
+        if len(output) > sampling.min_tokens and token in sampling.eos_token_ids + sampling.stop_token_ids:
+            return tuple(output), FinishReason.STOP
+    return tuple(output), FinishReason.LENGTH
+
+
+def make_request(name: str, num_prompt: int, max_tokens: int, **sampling: object) -> Request:
+    prompt = tuple((zlib.crc32(name.encode()) + i) % VOCABULARY for i in range(num_prompt))
+    return Request(RequestKey("local", name), prompt, SamplingParams(max_tokens=max_tokens, **sampling))
+
+
+def make_config(**changes: int) -> SchedulerConfig:
+    defaults = {
+        "num_spaces": 1,
+        "block_size": 4,
+        "num_full_blocks": 64,
+        "num_sliding_blocks": 64,
+        "window": 8,
+        "chunk_tokens": 16,
+        "max_running": 8,
+        "context_len": 1000,
+        "max_queued": 100,
+        "max_queued_tokens": 100_000,
+    }
+    return SchedulerConfig(**{**defaults, "debug_checks": True, **changes})
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class FakeSequence:
+    admitted: AdmittedSequence
+    tokens: list[int]
+    full: list[int] = field(default_factory=list)
+    sliding: list[int] = field(default_factory=list)
+    num_planned: int = 0  # positions of submitted work
+    num_computed: int = 0  # positions of work that has run
+    num_starts: int = 0
+
+
+class FakeRank:
+    """One sequence space of the gang."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.config = config
+        self.sequences: dict[int, FakeSequence] = {}
+        self.forgotten: set[int] = set()
+        self.cache: dict[tuple[str, int], tuple[int, int]] = {}  # slot -> (sequence, token)
+        self.tables: deque[dict[int, tuple[list[int], list[int]]]] = deque()  # of steps in flight
+
+    def submit(self, step: RankStep) -> dict[tuple[str, int], tuple[int, int]]:
+        """Check a step when it is planned; returns who touches which block: (sequence, start count)."""
+        assert step.num_tokens <= self.config.chunk_tokens, step.num_tokens
+        assert len(step.work) == len({work.seq_id for work in step.work}) <= self.config.max_running
+        for admitted in step.admitted:
+            assert admitted.seq_id not in self.sequences.keys() | self.forgotten, "admitted twice"
+            assert admitted.seq_id in {work.seq_id for work in step.work}, "admitted without work"
+            self.sequences[admitted.seq_id] = FakeSequence(admitted, list(admitted.prompt_ids))
+        touched: dict[tuple[str, int], tuple[int, int]] = {}
+        self.tables.append({})
+        for work in step.work:
+            seq = self.sequences[work.seq_id]
+            self._extend_tables(seq, work)
+            owner = (work.seq_id, seq.num_starts)
+            for block in self._touched_blocks(seq, work):
+                assert touched.setdefault(block, owner) == owner, f"{block} of {owner} and {touched[block]}"
+            self.tables[-1][work.seq_id] = (list(seq.full), list(seq.sliding))
+        return touched
+
+    def _extend_tables(self, seq: FakeSequence, work) -> None:
+        assert work.num_tokens >= 1
+        if work.start == 0:
+            seq.full, seq.sliding, seq.num_planned = [], [], 0
+            seq.num_starts += 1
+        assert work.start == seq.num_planned, f"{work.seq_id}: start {work.start}, not {seq.num_planned}"
+        seq.num_planned = end = work.start + work.num_tokens
+        seq.full += work.new_full_blocks
+        seq.sliding += work.new_sliding_blocks
+        needed = -(-end // self.config.block_size)
+        assert len(seq.full) == len(seq.sliding) == needed, (work, len(seq.full), len(seq.sliding))
+        assert all(0 <= block < self.config.num_full_blocks for block in seq.full)
+        assert all(0 <= block < self.config.num_sliding_blocks for block in seq.sliding)
+
+    def _touched_blocks(self, seq: FakeSequence, work) -> list[tuple[str, int]]:
+        first = max(0, work.start - self.config.window + 1) // self.config.block_size
+        in_window = seq.sliding[first:]
+        config = self.config
+        assert len(in_window) <= -(-(config.window + config.chunk_tokens) // config.block_size) + 1
+        return [("full", block) for block in seq.full] + [("sliding", block) for block in in_window]
+
+    def run(self, step: RankStep) -> RankResult:
+        """Run a step in its turn: write every slot, read every slot that attention would."""
+        tables = self.tables.popleft()
+        for work in step.work:  # all write before anyone reads: layers interleave the sequences
+            self._write(work, *tables[work.seq_id])
+        outputs = []
+        for work in step.work:
+            seq = self.sequences[work.seq_id]
+            self._read(work, *tables[work.seq_id])
+            seq.num_computed = work.start + work.num_tokens
+            assert work.samples == (seq.num_computed == len(seq.tokens)), "samples from the last token known"
+            if work.samples:
+                token = self._sample(seq)
+                outputs.append(SequenceOutput(work.seq_id, (token,)))
+        for seq_id in step.dropped:
+            self.sequences.pop(seq_id, None)  # unknown: it ended while its images were fetched
+            self.forgotten.add(seq_id)
+        return RankResult(tuple(outputs))
+
+    def _sample(self, seq: FakeSequence) -> int:
+        token = next_token(seq.tokens)
+        seq.tokens.append(token)
+        num_output = len(seq.tokens) - len(seq.admitted.prompt_ids)
+        assert num_output <= seq.admitted.sampling.max_tokens, "planned beyond max_tokens"
+        return token
+
+    def _write(self, work, full: list[int], sliding: list[int]) -> None:
+        seq, size = self.sequences[work.seq_id], self.config.block_size
+        expected = 0 if work.start == 0 else seq.num_computed
+        assert work.start == expected, f"{work.seq_id}: position {work.start} after {expected}"
+        assert work.start + work.num_tokens <= len(seq.tokens), "computes a token that is not known"
+        for position in range(work.start, work.start + work.num_tokens):
+            for group, table in (("full", full), ("sliding", sliding)):
+                slot = table[position // size] * size + position % size
+                self.cache[group, slot] = (work.seq_id, position)
+
+    def _read(self, work, full: list[int], sliding: list[int]) -> None:
+        size, end = self.config.block_size, work.start + work.num_tokens
+        first = max(0, work.start - self.config.window + 1)
+        for group, table, begin in (("full", full, 0), ("sliding", sliding, first)):
+            for position in range(begin, end):
+                found = self.cache[group, table[position // size] * size + position % size]
+                assert found == (work.seq_id, position), f"{group}: {found} at {position} of {work.seq_id}"
+
+
+class FakeGang:
+    """A runner whose steps run, lazily and in order, when their result is asked for."""
+
+    def __init__(self, config: SchedulerConfig, step_us: int = 1000) -> None:
+        self.config = config
+        self.ranks = [FakeRank(config) for _ in range(config.num_spaces)]
+        self.step_us = step_us
+        self.steps: list[Step] = []  # all that were ever submitted
+        self.in_flight: deque[tuple[Step, list[dict[tuple[str, int], tuple[int, int]]]]] = deque()
+        self.is_closed = False
+
+    def submit(self, step: Step) -> None:
+        assert step.generation == self.config.generation
+        assert step.step_id == len(self.steps), (step.step_id, len(self.steps))
+        assert len(step.ranks) == self.config.num_spaces
+        assert step.num_tokens > 0, "a step without work"
+        assert len(self.in_flight) < 2, "more than two steps in flight"
+        touched = [rank.submit(share) for rank, share in zip(self.ranks, step.ranks, strict=True)]
+        for earlier, earlier_touched in self.in_flight:
+            for mine, theirs in zip(touched, earlier_touched, strict=True):
+                shared = {block for block in mine.keys() & theirs.keys() if mine[block] != theirs[block]}
+                assert not shared, f"step {step.step_id} takes {shared} from step {earlier.step_id}"
+        self.steps.append(step)
+        self.in_flight.append((step, touched))
+
+    def result(self) -> StepResult:
+        step, _ = self.in_flight.popleft()
+        ranks = tuple(rank.run(share) for rank, share in zip(self.ranks, step.ranks, strict=True))
+        return StepResult(step.generation, step.step_id, ranks, self.step_us)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class Inbox:
+    """What clients have got: checks that tokens are contiguous and that there is one final delta each."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[RequestKey, list[int]] = {}
+        self.final: dict[RequestKey, Delta] = {}
+
+    def take(self, deltas: list[Delta]) -> None:
+        for delta in deltas:
+            assert delta.key not in self.final, f"{delta.key} after its final delta: {delta}"
+            tokens = self.tokens.setdefault(delta.key, [])
+            assert not delta.token_ids or delta.first_token_index == len(tokens), delta
+            tokens.extend(delta.token_ids)
+            if delta.is_final:
+                self.final[delta.key] = delta
+
+
+class Bench:
+    """A scheduler, its gang and its clients, moved by hand."""
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        self.clock = Clock()
+        self.scheduler = Scheduler(config, self.clock)
+        self.gang = FakeGang(config)
+        self.inbox = Inbox()
+
+    def plan(self) -> Step | None:
+        step = self.scheduler.plan()
+        if step is not None:
+            self.gang.submit(step)
+        return step
+
+    def commit(self) -> None:
+        self.clock.now_s += self.gang.step_us / 1e6
+        self.inbox.take(self.scheduler.commit(self.gang.result()))
+
+    def turn(self) -> bool:
+        """Plan ahead as far as it goes, then take one result."""
+        while self.plan() is not None:
+            pass
+        if self.gang.in_flight:
+            self.commit()
+            return True
+        return False
+
+    def drain(self, most_turns: int = 10_000) -> None:
+        for _ in range(most_turns):
+            if not self.turn():
+                return
+        raise AssertionError(f"not done after {most_turns} turns")
+
+    def assert_idle(self) -> None:
+        """Nothing waits, nothing runs, every block is free."""
+        self.scheduler.check_integrity()
+        load = self.scheduler.load()
+        assert (load.num_waiting, load.num_running, load.num_steps_in_flight) == (0, 0, 0)
+        assert load.num_free_full_blocks == load.num_full_blocks
+        assert load.num_free_sliding_blocks == load.num_sliding_blocks

@@ -1,0 +1,247 @@
+"""Any kind of prompt -> ids with image slots, ready for a `Request`.
+
+A chat, a raw text or ids come in; out come ids, the spans that images fill, and the checked images
+whose pixels the caller makes one by one (`PlannedImage.tile`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.errors import CheckpointError, InvalidRequest
+from model.text.chat import IMAGE_PLACE, ChatTemplate, Conversation
+from model.text.images import ImageInput, ImageLimits, PlannedImage, check_image
+from model.text.tiles import GLOBAL_TOKENS, TILE_TOKENS, TilePlan
+from model.text.tokenizer import Piece, Tokenizer
+from model.types import ImageSpan
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A prompt that can be submitted.
+
+    `text` is the rendered prompt without BOS, an image place written once ("" for given ids).
+    `spans` are in order of position; image i's rows are its tiles in order, then its global view.
+    """
+
+    prompt_ids: tuple[int, ...]
+    spans: tuple[ImageSpan, ...] = ()
+    images: tuple[PlannedImage, ...] = ()
+    text: str = ""
+    starts_in_thinking: bool = False
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Positions that hold image rows."""
+        return sum(span.num_tokens for span in self.spans)
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Ids of the tokens around and in an image."""
+
+    patch: int
+    start: int
+    end: int
+    tile_start: int
+    tile_end: int
+    newline: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> ImageTokens:
+        """The ids of a tokenizer. Raises CheckpointError if one is missing."""
+        return cls(
+            patch=tokenizer.control_id(IMAGE_PLACE),
+            start=tokenizer.control_id("<im_start>"),
+            end=tokenizer.control_id("<im_end>"),
+            tile_start=tokenizer.control_id("<patch_start>"),
+            tile_end=tokenizer.control_id("<patch_end>"),
+            newline=tokenizer.control_id("<patch_newline>"),
+        )
+
+
+def image_block(plan: TilePlan, tokens: ImageTokens) -> list[int]:
+    """Ids of one image: tiles row by row, a newline after each row but the last, the global view."""
+    tile = [tokens.tile_start, *[tokens.patch] * TILE_TOKENS, tokens.tile_end]
+    row = tile * plan.cols
+    ids: list[int] = []
+    for index in range(plan.rows):
+        ids += row if index == 0 else [tokens.newline, *row]
+    return [*ids, tokens.start, *[tokens.patch] * GLOBAL_TOKENS, tokens.end]
+
+
+def image_spans(plan: TilePlan, key: str, start: int) -> list[ImageSpan]:
+    """Spans of an image whose block starts at position `start`: one per tile, one for the global view."""
+    spans: list[ImageSpan] = []
+    position = start
+    for tile in range(plan.tiles):
+        starts_row = tile > 0 and tile % plan.cols == 0
+        position += starts_row
+        spans.append(ImageSpan(position + 1, TILE_TOKENS, key, offset=tile * TILE_TOKENS))
+        position += TILE_TOKENS + 2
+    return [*spans, ImageSpan(position + 1, GLOBAL_TOKENS, key, offset=plan.tiles * TILE_TOKENS)]
+
+
+def check_ids(ids: Sequence[int], vocab_size: int) -> PreparedPrompt:
+    """Given ids as a prompt, used as they are; needs no tokenizer. Raises InvalidRequest."""
+    if not ids:
+        raise InvalidRequest("token_ids", "empty, at least one id is needed")
+    for index, token_id in enumerate(ids):
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(f"token_ids[{index}]", f"{token_id} is not in 0..{vocab_size - 1}")
+    return PreparedPrompt(tuple(ids))
+
+
+class PromptBuilder:
+    """Makes prompts for one checkpoint. Holds nothing that changes; safe to use from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        *,
+        vocab_size: int,
+        limits: ImageLimits | None = None,
+        has_vision: bool = True,
+    ) -> None:
+        """`vocab_size` is the model's own, not the tokenizer's. Without a template: no chats."""
+        self.tokenizer = tokenizer
+        self.limits = limits if limits is not None else ImageLimits()
+        self._template = template
+        self._vocab_size = vocab_size
+        self._has_vision = has_vision
+
+    @classmethod
+    def load(
+        cls,
+        directory: str | Path,
+        *,
+        vocab_size: int,
+        limits: ImageLimits | None = None,
+        has_vision: bool = True,
+    ) -> PromptBuilder:
+        """From a checkpoint directory. Raises CheckpointError."""
+        tokenizer = Tokenizer.load(directory)
+        has_template = (Path(directory) / "chat_template.jinja").exists()
+        template = ChatTemplate.load(directory, tokenizer) if has_template else None
+        return cls(tokenizer, template, vocab_size=vocab_size, limits=limits, has_vision=has_vision)
+
+    def from_chat(self, conversation: Conversation) -> PreparedPrompt:
+        """Render, encode, place the images. BOS stands once, at the start. Raises InvalidRequest."""
+        if self._template is None:
+            raise CheckpointError("chat_template.jinja: missing; give the prompt as text or ids")
+        inputs, fields = _images_of(conversation)
+        self._check_count(len(inputs), "messages")
+        pieces = self._template.render(conversation).pieces
+        return self._assemble(pieces, self._check(inputs, fields), "messages")
+
+    def from_text(self, text: str, images: Sequence[ImageInput] = ()) -> PreparedPrompt:
+        """A raw text whose author writes control tokens; each `<im_patch>` is the place of an image.
+
+        BOS is put in front unless the text begins with it.
+        """
+        if not text:
+            raise InvalidRequest("text", "empty")
+        self._check_count(len(images), "images")
+        pieces = self.tokenizer.split(text)
+        if pieces[0] == Piece(self.tokenizer.bos_token or "", is_control=True):
+            del pieces[0]
+        return self._assemble(pieces, self._check(images, _numbered(images)), "text")
+
+    def from_ids(self, ids: Sequence[int], images: Sequence[ImageInput] = ()) -> PreparedPrompt:
+        """Given ids, used as they are. With images, the ids hold each image's block, in order.
+
+        Without images an `<im_patch>` id is a token like any other.
+        """
+        prompt = check_ids(ids, self._vocab_size)
+        self._check_count(len(images), "images")
+        planned = self._check(images, _numbered(images))
+        spans: list[ImageSpan] = []
+        position = 0
+        for image in planned:
+            block = image_block(image.plan, ImageTokens.of(self.tokenizer))
+            start = _find(prompt.prompt_ids, block, position)
+            if start is None:
+                message = f"its {image.plan.tokens} tokens are not in token_ids after position {position}"
+                raise InvalidRequest(image.field, message)
+            spans += image_spans(image.plan, image.key, start)
+            position = start + len(block)
+        return PreparedPrompt(
+            prompt.prompt_ids, tuple(spans), planned, "", self._ends_in_thinking(prompt.prompt_ids)
+        )
+
+    def _assemble(
+        self, pieces: Iterable[Piece], images: tuple[PlannedImage, ...], field: str
+    ) -> PreparedPrompt:
+        """Encode the text between image places, put the blocks into the places."""
+        pieces = tuple(pieces)
+        place = Piece(IMAGE_PLACE, is_control=True)
+        num_places = pieces.count(place)
+        if num_places != len(images):
+            raise InvalidRequest(field, f"{num_places} image places in the prompt, {len(images)} images")
+        ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        spans: list[ImageSpan] = []
+        remaining = iter(images)
+        start = 0
+        for index, piece in enumerate(pieces):
+            if piece != place:
+                continue
+            ids += self.tokenizer.encode_prompt(pieces[start:index])
+            image, start = next(remaining), index + 1
+            spans += image_spans(image.plan, image.key, len(ids))
+            ids += image_block(image.plan, ImageTokens.of(self.tokenizer))
+        ids += self.tokenizer.encode_prompt(pieces[start:])
+        text = "".join(piece.text for piece in pieces)
+        return PreparedPrompt(tuple(ids), tuple(spans), images, text, self._ends_in_thinking(ids))
+
+    def _check(self, inputs: Sequence[ImageInput], fields: Sequence[str]) -> tuple[PlannedImage, ...]:
+        """Check the headers of all images."""
+        return tuple(
+            check_image(image.data, self.limits, max_tiles=image.max_tiles, field=field)
+            for image, field in zip(inputs, fields, strict=True)
+        )
+
+    def _check_count(self, num_images: int, field: str) -> None:
+        if num_images > self.limits.max_images:
+            raise InvalidRequest(field, f"{num_images} images, at most {self.limits.max_images}")
+        if num_images and not self._has_vision:
+            raise InvalidRequest(field, f"{num_images} images, and this model has no vision tower")
+
+    def _ends_in_thinking(self, ids: Sequence[int]) -> bool:
+        """True if the prompt leaves a `<think>` open, so that the output begins as reasoning."""
+        think, think_end = self.tokenizer.token_id("<think>"), self.tokenizer.token_id("</think>")
+        turn = self.tokenizer.token_id("<|im_start|>")
+        last = next((token_id for token_id in reversed(ids) if token_id in (think, think_end, turn)), None)
+        return last is not None and last == think
+
+
+def _images_of(conversation: Conversation) -> tuple[list[ImageInput], list[str]]:
+    """All images in order of reading, and where each stands."""
+    inputs: list[ImageInput] = []
+    fields: list[str] = []
+    for index, message in enumerate(conversation.messages):
+        if isinstance(message.content, str):
+            continue
+        for position, part in enumerate(message.content):
+            if part.type != "image":
+                continue
+            field = f"messages[{index}].content[{position}].image"
+            if part.image is None:
+                raise InvalidRequest(field, "no image given")
+            inputs.append(part.image)
+            fields.append(field)
+    return inputs, fields
+
+
+def _numbered(images: Sequence[ImageInput]) -> list[str]:
+    return [f"images[{index}]" for index in range(len(images))]
+
+
+def _find(ids: Sequence[int], block: Sequence[int], start: int) -> int | None:
+    """First position from `start` on where `block` stands in `ids`."""
+    for position in range(start, len(ids) - len(block) + 1):
+        if all(ids[position + index] == token_id for index, token_id in enumerate(block)):
+            return position
+    return None

@@ -11,3 +11,8 @@ from pathlib import Path
 _HERE = str(Path(__file__).parent)
 if _HERE not in sys.path:
     sys.path.append(_HERE)
+
+import torch
+
+# The models of these tests are so small that a second thread costs more than it brings.
+torch.set_num_threads(1)

@@ -1,0 +1,155 @@
+"""Process groups: how the ranks of a gang meet and exchange tensors. The only file that knows deepspeed.
+
+One group per process (torch.distributed and deepspeed.comm keep theirs for the whole process); it
+is passed to whoever needs it, never looked up. R rows, H columns, W ranks.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.distributed import TCPStore
+
+from model.errors import Unavailable
+
+# Ranks of a gang start at different times (imports, scheduling); once met they must answer quickly.
+MEETING_TIMEOUT_S = 60.0
+# A rank that is silent for this long inside an exchange is dead or hung.
+EXCHANGE_TIMEOUT_S = 15.0
+# Exit status of a rank that gave up its gang.
+EXIT_ABORTED = 70
+
+
+@dataclass(frozen=True)
+class Group:
+    """W ranks that call the same exchanges in the same order. A lost or silent rank: Unavailable."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    _comm: Any  # the module deepspeed.comm
+
+    def all_gather(self, x_RH: Tensor, counts: Sequence[int]) -> Tensor:
+        """Every rank's rows in rank order; rank r brings counts[r], which every rank knows.
+
+        An all-to-all of copies: gloo's own all-gather takes 1.5 times as long (and wants equal counts).
+        """
+        copies_RH = x_RH.repeat(self.world_size, *[1] * (x_RH.dim() - 1))
+        return self.all_to_all(copies_RH, [x_RH.shape[0]] * self.world_size, counts)
+
+    def all_to_all(self, x_RH: Tensor, send_counts: Sequence[int], recv_counts: Sequence[int]) -> Tensor:
+        """The first send_counts[0] rows go to rank 0, and so on -> what came, in rank order."""
+        assert len(send_counts) == len(recv_counts) == self.world_size, (send_counts, recv_counts)
+        assert sum(send_counts) == x_RH.shape[0], (send_counts, x_RH.shape)
+        received_RH = x_RH.new_empty((sum(recv_counts), *x_RH.shape[1:]))
+        try:
+            self._comm.all_to_all_single(received_RH, x_RH.contiguous(), list(recv_counts), list(send_counts))
+        except RuntimeError as error:
+            raise Unavailable(f"rank {self.rank} lost the others in an exchange: {error}") from error
+        return received_RH
+
+    def close(self) -> None:
+        """Leave in order; every rank does."""
+        self._comm.destroy_process_group()
+
+    def abort(self) -> NoReturn:
+        """End this process, from any thread: exchanges in which others wait fail at once.
+
+        Neither gloo's abort nor its shutdown nor leaving the group cuts a connection, and then the
+        others wait until their time-out (seen with torch 2.13); the end of the process does.
+        """
+        end_process()
+
+
+def end_process() -> NoReturn:
+    """The end of a rank, from any thread and without waiting for anything: its gang is lost."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_ABORTED)
+
+
+def open_store(host: str) -> tuple[TCPStore, int]:
+    """Rank 0's meeting place on a free port. Keep the store as long as the group: it dies with it."""
+    timeout = timedelta(seconds=MEETING_TIMEOUT_S)
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timeout)
+    return store, int(store.port)
+
+
+def join(
+    rank: int,
+    world_size: int,
+    host: str,
+    port: int,
+    *,
+    timeout_s: float = EXCHANGE_TIMEOUT_S,
+    device: torch.device | None = None,
+) -> Group:
+    """Meet the other ranks at rank 0's store: gloo on CPU, NCCL on a GPU (`device`, the rank's own).
+
+    `timeout_s` bounds every later exchange. Raises Unavailable if the ranks do not meet.
+    """
+    device = device or torch.device("cpu")
+    comm = _import_deepspeed_comm()
+    try:
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=MEETING_TIMEOUT_S))
+        _await_everyone(store, rank, world_size)
+        torch.distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, TimeoutError) as error:
+        raise Unavailable(
+            f"rank {rank} of {world_size} could not meet the others at {host}:{port}: {error}"
+        ) from error
+    # Wraps the group made above: its own rendezvous could not use a store that is open already.
+    with _quiet():
+        comm.init_distributed(
+            dist_backend=torch.distributed.get_backend(),
+            auto_mpi_discovery=False,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    return Group(rank, world_size, device, comm)
+
+
+def _await_everyone(store: TCPStore, rank: int, world_size: int) -> None:
+    """Wait here, where the time-out is long: the group's own set-up has the short one."""
+    store.set(f"here/{rank}", "")
+    store.wait([f"here/{other}" for other in range(world_size)], timedelta(seconds=MEETING_TIMEOUT_S))
+
+
+def _import_deepspeed_comm() -> Any:
+    """deepspeed.comm, late (1.5 s) and without its greeting on stdout, which is our users' data."""
+    with _quiet():
+        import deepspeed.comm
+        import deepspeed.ops
+
+    # Its all-reduce through shared memory compiles C++ at the first start (40 s, needs g++); unused here.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed.comm
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only errors are logged inside: deepspeed's logger sets its own level when it is made."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

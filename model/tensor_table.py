@@ -20,7 +20,7 @@ Group = Literal["decoder", "vision", "mtp"]
 class Entry:
     """Tensor `name` of `shape` fills `parameter` (dotted path in our module), from `first_row` on.
 
-    `adds_one`: files hold w, we hold 1 + w (RMS norms). `is_stacked`: dimension 0 counts experts, a rank
+    `adds_one`: files hold w, we hold 1 + w (RMS norms). `num_repeats`: the tensor is one row, repeated. `is_stacked`: dimension 0 counts experts, a rank
     takes its own, and `first_row` counts in dimension 1. `parameter` is empty where nothing reads the
     tensor yet (MTP layers).
     """
@@ -32,6 +32,7 @@ class Entry:
     first_row: int = 0
     adds_one: bool = False
     is_stacked: bool = False
+    num_repeats: int | None = None
 
 
 def tensor_table(config: ModelConfig) -> dict[str, Entry]:
@@ -69,8 +70,11 @@ def _attention(text: TextConfig, layer: LayerConfig, theirs: str, ours: str, gro
         yield Entry(f"{attention}.{name}_proj.weight", (rows, hidden), group, f"{target}.qkvg", first_row)
         first_row += rows
     yield Entry(f"{attention}.o_proj.weight", (hidden, num_q), group, f"{target}.output")
-    yield Entry(f"{attention}.q_norm.weight", heads, group, f"{target}.q_scale", adds_one=True)
-    yield Entry(f"{attention}.k_norm.weight", heads, group, f"{target}.k_scale", adds_one=True)
+    for name, first_row, num_rows in (("q", 0, layer.num_heads), ("k", layer.num_heads, text.num_kv_heads)):
+        yield Entry(
+            f"{attention}.{name}_norm.weight", heads, group, f"{target}.qk_scale", first_row,
+            adds_one=True, num_repeats=num_rows,
+        )  # fmt: skip
 
 
 def _mlp(theirs: str, ours: str, hidden: int, width: int, group: Group) -> Iterator[Entry]:

@@ -188,7 +188,7 @@ def _fill(module: nn.Module, checkpoint: Checkpoint, group: Group, experts: rang
 def _copy(reader: _Reader, entry: Entry, parameter: nn.Parameter, experts: range) -> int:
     """Copy one tensor (of a stack: this rank's experts, one at a time); returns the number of elements."""
     if not entry.is_stacked:
-        target = parameter[entry.first_row : entry.first_row + entry.shape[0]]
+        target = parameter[entry.first_row : entry.first_row + (entry.num_repeats or entry.shape[0])]
         target.copy_(reader.read(entry.name, None))
         if entry.adds_one:
             target += 1

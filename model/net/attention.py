@@ -24,8 +24,10 @@ class Attention(nn.Module):
         num_rows = (layer.num_heads + 2 * text.num_kv_heads) * text.head_dim + layer.num_heads
         self.qkvg = empty_parameter(num_rows, text.hidden_size, dtype=dtype)
         self.output = empty_parameter(text.hidden_size, layer.num_heads * text.head_dim, dtype=dtype)
-        self.q_scale = empty_parameter(text.head_dim, dtype=torch.float32)
-        self.k_scale = empty_parameter(text.head_dim, dtype=torch.float32)
+        # One row per head, so that q and k are normed in one go; heads of a kind have equal rows.
+        self.qk_scale = empty_parameter(
+            layer.num_heads + text.num_kv_heads, text.head_dim, dtype=torch.float32
+        )
         self.eps = text.rms_eps
 
     def forward(
@@ -42,15 +44,12 @@ class Attention(nn.Module):
         )
         heads_TND = q_and_k.view(num_tokens, num_q + num_kv, self.head_dim)
         q_TND, k_TKD = rotate(self._norm(heads_TND), *cos_sin).split([num_q, num_kv], dim=1)
-        cache_S2KD[group.write_slots_T, 0] = k_TKD
-        cache_S2KD[group.write_slots_T, 1] = v.view(num_tokens, num_kv, self.head_dim)
+        v_TKD = v.view(num_tokens, num_kv, self.head_dim)
+        cache_S2KD.index_copy_(0, group.write_slots_T, torch.stack((k_TKD, v_TKD), dim=1))
         out_TND = paged_attention(q_TND, cache_S2KD, group) * gate_TN.sigmoid()[..., None]
         return F.linear(out_TND.view(num_tokens, -1), self.output)
 
     def _norm(self, heads_TND: torch.Tensor) -> torch.Tensor:
-        """RMS norm of each head in float32, q and k in one go; scales differ (Step3p7Attention.q_norm)."""
-        scale_N1 = torch.cat(
-            (self.q_scale.expand(self.num_heads, -1), self.k_scale.expand(self.num_kv_heads, -1))
-        )
-        normed = F.rms_norm(heads_TND.float(), (self.head_dim,), eps=self.eps) * scale_N1
+        """RMS norm of each head in float32; scales of q and k differ (Step3p7Attention.q_norm, k_norm)."""
+        normed = F.rms_norm(heads_TND.float(), (self.head_dim,), eps=self.eps) * self.qk_scale
         return normed.type_as(heads_TND)

@@ -83,14 +83,18 @@ class Rope(nn.Module):
         self.register_buffer("frequencies_P", rope_frequencies(rope), persistent=False)
 
     def forward(self, positions_T: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin, each [T, 1, P]: tables in float32 whatever the compute dtype is, as the reference."""
+        """cos [T, 1, 1, P] and (-sin, sin) [T, 1, 2, P]; float32 tables in any dtype, as the reference."""
         angles_TP = positions_T[:, None].float() * self.frequencies_P
-        return angles_TP.cos().to(dtype)[:, None], angles_TP.sin().to(dtype)[:, None]
+        sin_TP = angles_TP.sin()
+        signed_T2P = torch.stack((-sin_TP, sin_TP), dim=1)
+        return angles_TP.cos().to(dtype)[:, None, None], signed_T2P.to(dtype)[:, None]
 
 
-def rotate(x_TND: torch.Tensor, cos_T1P: torch.Tensor, sin_T1P: torch.Tensor) -> torch.Tensor:
+def rotate(x_TND: torch.Tensor, cos_T11P: torch.Tensor, sin_T12P: torch.Tensor) -> torch.Tensor:
     """Turn the first 2P of D in half-split order (x_i with x_{i+P}); the rest passes."""
-    half = cos_T1P.shape[-1]
-    first, second, rest = x_TND[..., :half], x_TND[..., half : 2 * half], x_TND[..., 2 * half :]
-    turned = (first * cos_T1P - second * sin_T1P, second * cos_T1P + first * sin_T1P)
-    return torch.cat((*turned, rest) if rest.shape[-1] else turned, dim=-1)
+    num_turned = 2 * cos_T11P.shape[-1]
+    halves_TN2P = x_TND[..., :num_turned].unflatten(-1, (2, -1))
+    turned_TND = torch.addcmul(halves_TN2P * cos_T11P, halves_TN2P.flip(-2), sin_T12P).flatten(-2)
+    if num_turned == x_TND.shape[-1]:
+        return turned_TND
+    return torch.cat((turned_TND, x_TND[..., num_turned:]), dim=-1)

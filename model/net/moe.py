@@ -45,11 +45,12 @@ class Experts(nn.Module):
 
     def forward(self, rows_RH: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Rows sorted by local expert, `counts[e]` of them for expert e -> [R, H] in the same order."""
-        pieces = []
-        for expert, piece_nH in enumerate(rows_RH.split(counts)):
-            if piece_nH.shape[0]:
-                hidden_nW = silu_gate(F.linear(piece_nH, self.gate_up[expert]), self.limit)
-                pieces.append(F.linear(hidden_nW, self.down[expert]))
+        pieces, start = [], 0
+        for expert, count in enumerate(counts):
+            if count:
+                gate_up_n2W = F.linear(rows_RH.narrow(0, start, count), self.gate_up[expert])
+                pieces.append(F.linear(silu_gate(gate_up_n2W, self.limit), self.down[expert]))
+                start += count
         return torch.cat(pieces) if pieces else torch.zeros_like(rows_RH)
 
 

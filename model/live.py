@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from model.batch import Batch, DecodeRows, GroupBatch, PrefillRows
+from model.sampler import SampleRow
 from model.sched.step import AdmittedSequence, SequenceWork
-from model.types import ImageSpan, SamplingParams
+from model.types import ImageSpan
 
 Slots = NDArray[np.int64]
 
@@ -52,24 +53,23 @@ class SlotTable:
 class LiveSequence:
     """A sequence on its rank: known token ids (prompt, then output), tables, and how it is sampled."""
 
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
     images: tuple[ImageSpan, ...]
     token_ids: list[int]
+    row: SampleRow  # its output ids are the tail of `token_ids`
     full: SlotTable
     sliding: SlotTable
 
     @classmethod
     def admit(cls, admitted: AdmittedSequence, block_size: int) -> LiveSequence:
         """Before its first work."""
-        tables = (SlotTable(block_size), SlotTable(block_size))
         prompt = admitted.prompt_ids
-        return cls(prompt, admitted.sampling, admitted.images, list(prompt), *tables)
+        row = SampleRow(admitted.sampling, prompt, [])
+        return cls(admitted.images, list(prompt), row, SlotTable(block_size), SlotTable(block_size))
 
-    @property
-    def output_ids(self) -> list[int]:
-        """Tokens generated so far."""
-        return self.token_ids[len(self.prompt_ids) :]
+    def append(self, token_id: int) -> None:
+        """Take the token that was sampled."""
+        self.token_ids.append(token_id)
+        self.row.output_ids.append(token_id)
 
     def extend_tables(self, work: SequenceWork) -> None:
         """Take the blocks a step brings; work from position 0 begins with empty tables."""

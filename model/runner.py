@@ -20,7 +20,7 @@ from model.net.decoder import Decoder
 from model.net.kv import KVCache
 from model.options import EngineOptions, scheduler_config
 from model.placement import ExpertMap
-from model.sampler import SampleRow, sample
+from model.sampler import sample
 from model.sched.step import RankResult, SequenceOutput, Step, StepResult
 from model.weights import load_decoder, open_checkpoint
 
@@ -73,10 +73,10 @@ class RankRunner:
     def _sample(
         self, logits_SV: torch.Tensor, sampled: list[tuple[int, LiveSequence]]
     ) -> tuple[SequenceOutput, ...]:
-        rows = [SampleRow(seq.sampling, seq.prompt_ids, seq.output_ids) for _, seq in sampled]
         outputs = []
-        for (seq_id, seq), (token, logprob) in zip(sampled, sample(logits_SV, rows), strict=True):
-            seq.token_ids.append(token)
+        tokens = sample(logits_SV, [seq.row for _, seq in sampled])
+        for (seq_id, seq), (token, logprob) in zip(sampled, tokens, strict=True):
+            seq.append(token)
             outputs.append(SequenceOutput(seq_id, (token,), () if logprob is None else (logprob,)))
         return tuple(outputs)
 

@@ -38,7 +38,7 @@ class SampleRow:
 
     sampling: SamplingParams
     prompt_ids: Sequence[int]
-    output_ids: Sequence[int]
+    output_ids: list[int]
     _seen_V: Tensor | None = field(default=None, repr=False)  # bool: in prompt or output
     _counts_V: Tensor | None = field(default=None, repr=False)  # float64: times in output
     _num_counted: int = field(default=0, repr=False)

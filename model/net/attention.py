@@ -11,6 +11,7 @@ from torch import nn
 
 from model.batch import GroupBatch
 from model.config import LayerConfig, TextConfig
+from model.kernels.linear import linear
 from model.kernels.reference import paged_attention
 from model.net.layers import empty_parameter, rotate
 
@@ -39,7 +40,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, H] -> [T, H]; writes this step's keys and values into the cache first."""
         num_tokens, num_q, num_kv = x_TH.shape[0], self.num_heads, self.num_kv_heads
-        q_and_k, v, gate_TN = F.linear(x_TH, self.qkvg).split(
+        q_and_k, v, gate_TN = linear(x_TH, self.qkvg).split(
             [(num_q + num_kv) * self.head_dim, num_kv * self.head_dim, num_q], dim=-1
         )
         heads_TND = q_and_k.view(num_tokens, num_q + num_kv, self.head_dim)
@@ -47,7 +48,7 @@ class Attention(nn.Module):
         v_TKD = v.view(num_tokens, num_kv, self.head_dim)
         cache_S2KD.index_copy_(0, group.write_slots_T, torch.stack((k_TKD, v_TKD), dim=1))
         out_TND = paged_attention(q_TND, cache_S2KD, group) * gate_TN.sigmoid()[..., None]
-        return F.linear(out_TND.view(num_tokens, -1), self.output)
+        return linear(out_TND.view(num_tokens, -1), self.output)
 
     def _norm(self, heads_TND: torch.Tensor) -> torch.Tensor:
         """RMS norm of each head in float32; scales of q and k differ (Step3p7Attention.q_norm, k_norm)."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from model.kernels.linear import linear
 from model.net.attention import Attention
 from model.net.layers import GatedMLP, RMSNorm, Rope, empty_parameter
 from model.net.moe import MoE
@@ -66,7 +67,7 @@ class Decoder(nn.Module):
             normed_TH = layer.mlp_norm(x_TH)
             x_TH = x_TH + (layer.mlp(normed_TH, dispatcher) if layer.is_moe else layer.mlp(normed_TH))
         sampled_SH = self.norm(x_TH[batch.sample_rows_S])
-        return F.linear(sampled_SH, self.head).to(torch.promote_types(x_TH.dtype, torch.float32))
+        return linear(sampled_SH, self.head).to(torch.promote_types(x_TH.dtype, torch.float32))
 
     def _embed(self, batch: Batch) -> torch.Tensor:
         x_TH = F.embedding(batch.token_ids_T, self.embedding)

@@ -12,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from model.config import Llama3Scaling, RopeConfig
+from model.kernels.linear import linear
 
 
 def empty_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
@@ -51,7 +52,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x_TH: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [T, H]."""
-        return F.linear(silu_gate(F.linear(x_TH, self.gate_up), self.limit), self.down)
+        return linear(silu_gate(linear(x_TH, self.gate_up), self.limit), self.down)
 
 
 def rope_frequencies(rope: RopeConfig) -> torch.Tensor:

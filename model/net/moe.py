@@ -9,14 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from model.kernels.linear import linear
 from model.net.layers import GatedMLP, empty_parameter, silu_gate
 
 if TYPE_CHECKING:
     from model.config import LayerConfig, TextConfig
     from model.dispatch import Dispatcher
+
+# Up to so many rows for an expert, and so much padding over all, two batched products beat a loop over
+# experts (model/README.md, Decisions).
+MAX_PADDED_ROWS = 32
+MAX_PADDING = 2
 
 
 def choose_experts(
@@ -45,13 +50,31 @@ class Experts(nn.Module):
 
     def forward(self, rows_RH: torch.Tensor, counts: list[int]) -> torch.Tensor:
         """Rows sorted by local expert, `counts[e]` of them for expert e -> [R, H] in the same order."""
+        most = max(counts)
+        if most <= MAX_PADDED_ROWS and len(counts) * most <= MAX_PADDING * rows_RH.shape[0]:
+            return self._padded(rows_RH, counts, most)
+        return self._one_by_one(rows_RH, counts)
+
+    def _one_by_one(self, rows_RH: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Few rows for few experts (one token), or many for each (prefill): nothing is read in vain."""
         pieces, start = [], 0
         for expert, count in enumerate(counts):
             if count:
-                gate_up_n2W = F.linear(rows_RH.narrow(0, start, count), self.gate_up[expert])
-                pieces.append(F.linear(silu_gate(gate_up_n2W, self.limit), self.down[expert]))
+                gate_up_n2W = linear(rows_RH.narrow(0, start, count), self.gate_up[expert])
+                pieces.append(linear(silu_gate(gate_up_n2W, self.limit), self.down[expert]))
                 start += count
         return torch.cat(pieces) if pieces else torch.zeros_like(rows_RH)
+
+    def _padded(self, rows_RH: torch.Tensor, counts: list[int], most: int) -> torch.Tensor:
+        """A few rows for most experts (a decode batch): all experts in two batched products."""
+        num_experts, hidden = len(counts), rows_RH.shape[1]
+        counts_E = torch.tensor(counts)
+        shift_E = torch.arange(num_experts) * most - counts_E.cumsum(0) + counts_E
+        place_R = torch.arange(rows_RH.shape[0]) + shift_E.repeat_interleave(counts_E)
+        padded = rows_RH.new_zeros(num_experts * most, hidden).index_copy_(0, place_R, rows_RH)
+        gate_up = torch.bmm(padded.view(num_experts, most, hidden), self.gate_up.transpose(1, 2))
+        down = torch.bmm(silu_gate(gate_up, self.limit), self.down.transpose(1, 2))
+        return down.view(-1, hidden).index_select(0, place_R)
 
 
 class MoE(nn.Module):
@@ -69,7 +92,7 @@ class MoE(nn.Module):
 
     def forward(self, x_TH: torch.Tensor, dispatcher: Dispatcher) -> torch.Tensor:
         """[T, H] -> [T, H]; with T = 0 the rank still serves other ranks' tokens."""
-        logits_TE = F.linear(x_TH.to(self.router.dtype), self.router)
+        logits_TE = linear(x_TH.to(self.router.dtype), self.router)
         expert_ids_TK, weights_TK = choose_experts(logits_TE, self.router_bias, self.experts_per_token)
         routed_TH = dispatcher.moe(x_TH, expert_ids_TK, weights_TK, self.experts)
         return routed_TH * self.routed_scale + self.shared(x_TH)

@@ -1,0 +1,119 @@
+"""`fluyt bench engine`: our engine against transformers' generate, alternating in one run.
+
+Same checkpoint (random, made for the run), same prompts, same number of greedy tokens, same threads and
+dtype. Times on shared machines drift, so the two take turns and the ratio of each pair counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.local import LocalServer, open_server
+from model.nano.shape import Shape
+from model.nano.write import write_model
+from model.options import EngineOptions
+from model.sampling import SamplingOptions
+from model.text.prompt import PreparedPrompt
+
+# 12 M parameters: large enough that the network, not the interpreter, is most of a step.
+PEER_SHAPE = Shape(hidden=256, dense_width=512, expert_width=128, shared_width=128)
+NUM_TEXT_IDS = 1186
+
+
+@dataclass(frozen=True)
+class Load:
+    """Streams that start together: prompt and answer length of each."""
+
+    num_streams: int
+    num_prompt_tokens: int
+    num_tokens: int
+
+
+SINGLE = Load(num_streams=1, num_prompt_tokens=32, num_tokens=64)
+BATCH40 = Load(num_streams=40, num_prompt_tokens=256, num_tokens=64)
+
+
+def bench_engine(num_rounds: int, num_threads: int) -> dict[str, Any]:
+    """Tokens per second of both, and the ratio ours / theirs as the median of alternating pairs."""
+    torch.set_num_threads(num_threads)
+    with tempfile.TemporaryDirectory(prefix="fluyt-bench-") as name:
+        directory = Path(name)
+        write_model(directory, PEER_SHAPE, dtype="float32", num_files=1, seed=0)
+        peer = _load_peer(directory)
+        # Token ids only: no text stage on either side.
+        with open_server(directory, EngineOptions(chunk_tokens=512), num_threads) as server:
+            single = _compare(server, peer, SINGLE, num_rounds)
+            batch = _compare(server, peer, BATCH40, num_rounds)
+    return {
+        "single_stream_ratio": single["ratio"],
+        "batch40_ratio": batch["ratio"],
+        "single_stream": single,
+        "batch40": batch,
+        "num_threads": num_threads,
+        "dtype": "float32",
+        "peer": "transformers",
+    }
+
+
+def _compare(server: LocalServer, peer: Any, load: Load, num_rounds: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(load.num_streams)
+    shape = (load.num_streams, load.num_prompt_tokens)
+    prompts = torch.randint(3, NUM_TEXT_IDS, shape, generator=generator)
+    num_tokens = load.num_streams * load.num_tokens
+    ours, theirs = [], []
+    for round_index in range(num_rounds + 1):
+        ours_s, our_ids = _timed(lambda: _run_ours(server, prompts, load.num_tokens))
+        theirs_s, their_ids = _timed(lambda: _run_peer(peer, prompts, load.num_tokens))
+        if round_index:  # the first round warms up
+            ours.append(num_tokens / ours_s)
+            theirs.append(num_tokens / theirs_s)
+    same = sum(ours == theirs for ours, theirs in zip(our_ids, their_ids, strict=True))
+    return {
+        "ratio": round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
+        "tokens_per_s": round(statistics.median(ours), 1),
+        "peer_tokens_per_s": round(statistics.median(theirs), 1),
+        "ratios": [round(a / b, 3) for a, b in zip(ours, theirs, strict=True)],
+        "same_answers": f"{same} of {load.num_streams}",
+        **asdict(load),
+    }
+
+
+def _timed(work: Callable[[], list[list[int]]]) -> tuple[float, list[list[int]]]:
+    began_s = time.perf_counter()
+    ids = work()
+    return time.perf_counter() - began_s, ids
+
+
+def _run_ours(server: LocalServer, prompts: torch.Tensor, num_tokens: int) -> list[list[int]]:
+    greedy = SamplingOptions(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+    answers = [server.submit(PreparedPrompt(tuple(ids)), greedy, None) for ids in prompts.tolist()]
+    server.run()
+    return [answer.token_ids for answer in answers]
+
+
+def _load_peer(directory: Path) -> Any:
+    from transformers import AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+@torch.inference_mode()
+def _run_peer(peer: Any, prompts: torch.Tensor, num_tokens: int) -> list[list[int]]:
+    output = peer.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=False,
+        max_new_tokens=num_tokens,
+        min_new_tokens=num_tokens,
+        pad_token_id=2,
+    )
+    ids: list[list[int]] = output[:, prompts.shape[1] :].tolist()
+    return ids

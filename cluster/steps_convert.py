@@ -1,0 +1,333 @@
+"""Step, StepResult, Request, Delta and errors <-> messages of steps.proto. Pure functions."""
+
+from __future__ import annotations
+
+from model.errors import (
+    AlreadyExists,
+    Cancelled,
+    CheckpointError,
+    DeadlineExceeded,
+    FluytError,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    Unsupported,
+)
+from model.sched.step import (
+    AdmittedSequence,
+    BlockCopy,
+    RankResult,
+    RankStep,
+    SequenceOutput,
+    SequenceWork,
+    Step,
+    StepResult,
+)
+from model.types import (
+    Delta,
+    FinishReason,
+    ImageSpan,
+    Request,
+    RequestKey,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
+from protos.fluyt.v1 import inference_pb2 as pb
+from protos.fluyt.v1 import steps_pb2 as steps
+
+_PLAIN_ERRORS = (
+    NotFound,
+    AlreadyExists,
+    DeadlineExceeded,
+    Cancelled,
+    Unavailable,
+    Internal,
+    CheckpointError,
+)
+_REASON_TO_PROTO = {
+    FinishReason.STOP: pb.FINISH_REASON_STOP,
+    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
+    FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
+    FinishReason.LOOP: pb.FINISH_REASON_LOOP,
+    FinishReason.ABORTED: pb.FINISH_REASON_ABORTED,
+}
+_REASON_FROM_PROTO = {value: reason for reason, value in _REASON_TO_PROTO.items()}
+_USAGE_FIELDS = tuple(Usage.__dataclass_fields__)
+
+
+# ---- errors
+
+
+def error_to_proto(error: BaseException) -> steps.SequenceError:
+    """Any exception; what is not a `FluytError` becomes INTERNAL with its text."""
+    if not isinstance(error, FluytError):
+        return steps.SequenceError(code=Internal.code, message=f"{type(error).__name__}: {error}")
+    message = steps.SequenceError(code=error.code, message=error.message)
+    if isinstance(error, InvalidRequest):
+        message.field, message.message = error.field, error.description
+    if isinstance(error, Overloaded):
+        message.retry_after_s, message.subject = error.retry_after_s, error.subject
+    return message
+
+
+def error_from_proto(message: steps.SequenceError) -> FluytError:
+    """The error of the same code; an unknown code becomes `Internal`."""
+    if message.code == InvalidRequest.code:
+        return InvalidRequest(message.field, message.message)
+    if message.code == Unsupported.code:
+        return Unsupported(message.field, message.message)
+    if message.code == Overloaded.code:
+        return Overloaded(message.message, message.retry_after_s, message.subject)
+    for kind in _PLAIN_ERRORS:
+        if message.code == kind.code:
+            return kind(message.message)
+    return Internal(message.message)
+
+
+# ---- requests
+
+
+def sampling_to_proto(params: SamplingParams) -> steps.SequenceSampling:
+    """Complete parameters, field by field."""
+    return steps.SequenceSampling(
+        max_tokens=params.max_tokens,
+        seed=params.seed,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        min_tokens=params.min_tokens,
+        stop=params.stop,
+        stop_token_ids=params.stop_token_ids,
+        eos_token_ids=params.eos_token_ids,
+        num_logprobs=params.num_logprobs,
+    )
+
+
+def sampling_from_proto(message: steps.SequenceSampling) -> SamplingParams:
+    """The inverse of `sampling_to_proto`."""
+    return SamplingParams(
+        max_tokens=message.max_tokens,
+        seed=message.seed,
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        min_tokens=message.min_tokens,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        eos_token_ids=tuple(message.eos_token_ids),
+        num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+    )
+
+
+def _image_to_proto(span: ImageSpan) -> steps.SequenceImage:
+    return steps.SequenceImage(start=span.start, num_tokens=span.num_tokens, key=span.key, offset=span.offset)
+
+
+def _image_from_proto(message: steps.SequenceImage) -> ImageSpan:
+    return ImageSpan(message.start, message.num_tokens, message.key, message.offset)
+
+
+def request_to_proto(request: Request, ticket: int, deadline_ms: int | None) -> steps.AddSequence:
+    """A request under its ticket, with what is left of its deadline."""
+    return steps.AddSequence(
+        ticket=ticket,
+        tenant=request.key.tenant,
+        request_id=request.key.request_id,
+        prompt_ids=request.prompt_ids,
+        sampling=sampling_to_proto(request.sampling),
+        images=[_image_to_proto(span) for span in request.images],
+        task_id=request.task_id,
+        embeddings_address=request.embeddings_address,
+        deadline_ms=deadline_ms,
+    )
+
+
+def request_from_proto(message: steps.AddSequence) -> Request:
+    """The request; ticket and deadline are read from the message itself."""
+    return Request(
+        key=RequestKey(message.tenant, message.request_id),
+        prompt_ids=tuple(message.prompt_ids),
+        sampling=sampling_from_proto(message.sampling),
+        images=tuple(_image_from_proto(image) for image in message.images),
+        task_id=message.task_id,
+        embeddings_address=message.embeddings_address,
+    )
+
+
+# ---- deltas
+
+
+def _logprob_to_proto(logprob: TokenLogprob) -> steps.SequenceLogprob:
+    ids, values = [i for i, _ in logprob.top], [value for _, value in logprob.top]
+    return steps.SequenceLogprob(logprob=logprob.logprob, top_ids=ids, top_logprobs=values)
+
+
+def _logprob_from_proto(message: steps.SequenceLogprob) -> TokenLogprob:
+    return TokenLogprob(message.logprob, tuple(zip(message.top_ids, message.top_logprobs, strict=True)))
+
+
+def _usage_to_proto(usage: Usage) -> pb.Usage:
+    return pb.Usage(**{name: getattr(usage, name) for name in _USAGE_FIELDS})
+
+
+def _usage_from_proto(message: pb.Usage) -> Usage:
+    return Usage(**{name: getattr(message, name) for name in _USAGE_FIELDS})
+
+
+def delta_to_proto(delta: Delta, ticket: int) -> steps.SequenceDelta:
+    """A delta under the ticket of its request."""
+    message = steps.SequenceDelta(
+        ticket=ticket, first_token_index=delta.first_token_index, token_ids=delta.token_ids
+    )
+    if delta.logprobs:
+        message.logprobs.extend(_logprob_to_proto(logprob) for logprob in delta.logprobs)
+    if delta.finish_reason is not None:
+        message.finish_reason = _REASON_TO_PROTO[delta.finish_reason]
+    if delta.stop_token_id is not None:
+        message.stop_token_id = delta.stop_token_id
+    if delta.usage is not None:
+        message.usage.CopyFrom(_usage_to_proto(delta.usage))
+    if delta.error is not None:
+        message.error.CopyFrom(error_to_proto(delta.error))
+    return message
+
+
+def delta_from_proto(message: steps.SequenceDelta, key: RequestKey) -> Delta:
+    """The delta of the request that holds the ticket."""
+    return Delta(
+        key=key,
+        first_token_index=message.first_token_index,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(_logprob_from_proto(logprob) for logprob in message.logprobs),
+        finish_reason=_REASON_FROM_PROTO.get(message.finish_reason),
+        stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
+        usage=_usage_from_proto(message.usage) if message.HasField("usage") else None,
+        error=error_from_proto(message.error) if message.HasField("error") else None,
+    )
+
+
+# ---- steps
+
+
+def _admitted_to_proto(sequence: AdmittedSequence) -> steps.PlannedSequence:
+    return steps.PlannedSequence(
+        seq_id=sequence.seq_id,
+        prompt_ids=sequence.prompt_ids,
+        sampling=sampling_to_proto(sequence.sampling),
+        images=[_image_to_proto(span) for span in sequence.images],
+    )
+
+
+def _admitted_from_proto(message: steps.PlannedSequence) -> AdmittedSequence:
+    return AdmittedSequence(
+        seq_id=message.seq_id,
+        prompt_ids=tuple(message.prompt_ids),
+        sampling=sampling_from_proto(message.sampling),
+        images=tuple(_image_from_proto(image) for image in message.images),
+    )
+
+
+def _work_to_proto(work: SequenceWork) -> steps.PlannedWork:
+    return steps.PlannedWork(
+        seq_id=work.seq_id,
+        start=work.start,
+        num_tokens=work.num_tokens,
+        samples=work.samples,
+        new_full_blocks=work.new_full_blocks,
+        new_sliding_blocks=work.new_sliding_blocks,
+    )
+
+
+def _work_from_proto(message: steps.PlannedWork) -> SequenceWork:
+    return SequenceWork(
+        seq_id=message.seq_id,
+        start=message.start,
+        num_tokens=message.num_tokens,
+        samples=message.samples,
+        new_full_blocks=tuple(message.new_full_blocks),
+        new_sliding_blocks=tuple(message.new_sliding_blocks),
+    )
+
+
+def _rank_to_proto(rank: RankStep) -> steps.PlannedRank:
+    return steps.PlannedRank(
+        admitted=[_admitted_to_proto(sequence) for sequence in rank.admitted],
+        work=[_work_to_proto(work) for work in rank.work],
+        dropped=rank.dropped,
+        copies=[
+            steps.PlannedCopy(group=copy.group, source=copy.source, target=copy.target)
+            for copy in rank.copies
+        ],
+    )
+
+
+def _rank_from_proto(message: steps.PlannedRank) -> RankStep:
+    return RankStep(
+        admitted=tuple(_admitted_from_proto(sequence) for sequence in message.admitted),
+        work=tuple(_work_from_proto(work) for work in message.work),
+        dropped=tuple(message.dropped),
+        copies=tuple(BlockCopy(copy.group, copy.source, copy.target) for copy in message.copies),
+    )
+
+
+def step_to_proto(step: Step) -> steps.PlannedStep:
+    """A step with its digest."""
+    return steps.PlannedStep(
+        generation=step.generation,
+        step_id=step.step_id,
+        ranks=[_rank_to_proto(rank) for rank in step.ranks],
+        digest=step.digest(),
+    )
+
+
+def step_from_proto(message: steps.PlannedStep) -> Step:
+    """The step; the caller compares its digest with the message's."""
+    return Step(message.generation, message.step_id, tuple(_rank_from_proto(rank) for rank in message.ranks))
+
+
+def outputs_to_proto(result: RankResult) -> steps.RankOutputs:
+    """What one sequence space produced."""
+    return steps.RankOutputs(
+        outputs=[
+            steps.SequenceTokens(
+                seq_id=output.seq_id,
+                token_ids=output.token_ids,
+                logprobs=[_logprob_to_proto(logprob) for logprob in output.logprobs],
+            )
+            for output in result.outputs
+        ]
+    )
+
+
+def result_from_proto(message: steps.StepDone) -> StepResult:
+    """The answer of a whole gang to one step."""
+    return StepResult(
+        generation=message.generation,
+        step_id=message.step_id,
+        ranks=tuple(_outputs_from_proto(rank) for rank in message.ranks),
+        step_us=message.step_us,
+    )
+
+
+def _outputs_from_proto(message: steps.RankOutputs) -> RankResult:
+    return RankResult(
+        tuple(
+            SequenceOutput(
+                output.seq_id,
+                tuple(output.token_ids),
+                tuple(_logprob_from_proto(logprob) for logprob in output.logprobs),
+            )
+            for output in message.outputs
+        )
+    )

@@ -7,6 +7,7 @@ cores, the client of the cluster included; they take turns, and the ratio of eac
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import statistics
 import time
@@ -42,7 +43,7 @@ class Round:
     @property
     def gaps_ms(self) -> list[float]:
         """Time between neighbouring tokens, of all streams."""
-        return [(b - a) * 1e3 for times in self.arrivals_s for a, b in zip(times, times[1:], strict=False)]
+        return [(b - a) * 1e3 for times in self.arrivals_s for a, b in itertools.pairwise(times)]
 
     @property
     def tokens_per_s(self) -> float:

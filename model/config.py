@@ -159,7 +159,7 @@ def _text_config(text: Json) -> TextConfig:
 
 
 def _num_mtp_layers(text: Json) -> int:
-    """`save_pretrained` may name their number and not their types: then their tensors are not there either."""
+    """`save_pretrained` may name their number and not their types: then it has no tensors of them."""
     num_mtp: int = text.get("num_nextn_predict_layers") or 0
     has_types = len(text["layer_types"]) >= text["num_hidden_layers"] + num_mtp or text.get("mtp_layer_types")
     return num_mtp if has_types else 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -45,7 +46,9 @@ class Answer:
 
     def add(self, event: OutputEvent) -> None:
         """Take the next piece of text."""
-        field_name = {"text": "text", "reasoning": "reasoning", "tool_call": "tool_calls"}[event.channel.value]
+        field_name = {"text": "text", "reasoning": "reasoning", "tool_call": "tool_calls"}[
+            event.channel.value
+        ]
         setattr(self, field_name, getattr(self, field_name) + event.text)
 
 
@@ -54,13 +57,16 @@ class _Open:
     answer: Answer
     stream: OutputStream | None  # None: no tokenizer, ids alone
     on_event: Callable[[OutputEvent], None] | None
+    vision_us: int
     has_stopped: bool = False
 
 
 class LocalServer:
     """One engine of W local shards. Use as `with open_server(...) as server`."""
 
-    def __init__(self, checkpoint: Checkpoint, runner: LocalRunner | GangRunner, sizes: SchedulerConfig) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, runner: LocalRunner | GangRunner, sizes: SchedulerConfig
+    ) -> None:
         self.checkpoint = checkpoint
         self.sizes = sizes
         self._runner = runner
@@ -89,13 +95,15 @@ class LocalServer:
         key = RequestKey(TENANT, str(next(self._numbers)))
         # Embedding keys are a request's own: the rank forgets them with it.
         spans = tuple(replace(span, key=f"{key.request_id}/{span.key}") for span in prompt.spans)
+        began_s = time.perf_counter()
         self._encode_images(prompt, key)
+        vision_us = round((time.perf_counter() - began_s) * 1e6) if prompt.images else 0
         stream = None
         if builder is not None:
             stream = OutputStream.of(
                 builder.tokenizer, sampling, starts_in_thinking=prompt.starts_in_thinking
             )
-        self._open[key] = _Open(Answer(), stream, on_event)
+        self._open[key] = _Open(Answer(), stream, on_event, vision_us)
         self._engine.add(Request(key, prompt.prompt_ids, sampling, spans))
         return self._open[key].answer
 
@@ -142,16 +150,26 @@ class LocalServer:
                 if not delta.is_final:
                     self._engine.stop(delta.key, request.stream.stop_at)
         if delta.is_final:
-            reason = delta.finish_reason
-            answer.finish_reason = (
-                request.stream.finish_reason(reason) if request.stream is not None and reason else reason
-            )
-            answer.usage, answer.error = delta.usage, delta.error
+            answer.error = delta.error
+            answer.finish_reason, answer.usage = _ending(request, delta)
             del self._open[delta.key]
 
 
+def _ending(request: _Open, delta: Delta) -> tuple[FinishReason | None, Usage | None]:
+    """What only the text stage knows about the end: tool calls asked for, tokens spent on thinking."""
+    stream = request.stream
+    if stream is None or delta.finish_reason is None or delta.usage is None:
+        return delta.finish_reason, delta.usage
+    usage = replace(
+        delta.usage, num_reasoning_tokens=stream.num_reasoning_tokens, vision_us=request.vision_us
+    )
+    return stream.finish_reason(delta.finish_reason), usage
+
+
 @contextmanager
-def open_server(directory: Path, options: EngineOptions, num_threads: int | None = None) -> Iterator[LocalServer]:
+def open_server(
+    directory: Path, options: EngineOptions, num_threads: int | None = None
+) -> Iterator[LocalServer]:
     """Load a checkpoint into `options.num_shards` local shards; ends them on leaving."""
     checkpoint = open_checkpoint(directory)
     sizes = scheduler_config(checkpoint.config.text, options)

@@ -20,9 +20,9 @@ Group = Literal["decoder", "vision", "mtp"]
 class Entry:
     """Tensor `name` of `shape` fills `parameter` (dotted path in our module), from `first_row` on.
 
-    `adds_one`: files hold w, we hold 1 + w (RMS norms). `num_repeats`: the tensor is one row, repeated. `is_stacked`: dimension 0 counts experts, a rank
-    takes its own, and `first_row` counts in dimension 1. `parameter` is empty where nothing reads the
-    tensor yet (MTP layers).
+    `adds_one`: files hold w, we hold 1 + w (RMS norms). `num_repeats`: the tensor is one row, repeated.
+    `is_stacked`: dimension 0 counts experts, a rank takes its own, and `first_row` counts in dimension 1.
+    `parameter` is empty where nothing reads the tensor yet (MTP layers).
     """
 
     name: str
@@ -51,13 +51,19 @@ def _decoder(text: TextConfig) -> Iterator[Entry]:
     for layer in text.layers:
         ours, theirs = f"layers.{layer.index}", f"model.layers.{layer.index}"
         yield from _attention(text, layer, theirs, ours, "decoder")
-        yield from _moe(text, theirs, ours) if layer.is_moe else _mlp(
-            f"{theirs}.mlp", f"{ours}.mlp", hidden, text.dense_width, "decoder"
+        yield from (
+            _moe(text, theirs, ours)
+            if layer.is_moe
+            else _mlp(f"{theirs}.mlp", f"{ours}.mlp", hidden, text.dense_width, "decoder")
         )
 
 
 def _attention(text: TextConfig, layer: LayerConfig, theirs: str, ours: str, group: Group) -> Iterator[Entry]:
-    hidden, num_q, num_kv = text.hidden_size, layer.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
+    hidden, num_q, num_kv = (
+        text.hidden_size,
+        layer.num_heads * text.head_dim,
+        text.num_kv_heads * text.head_dim,
+    )
     heads = (text.head_dim,)
     for name, parameter in (
         ("input_layernorm", "attention_norm.scale"),

@@ -66,7 +66,9 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
     table = tensor_table(config)
     _refuse_unknown(directory, stored, table)
     present = {group: _group_is_present(directory, stored, table, group) for group in ("vision", "mtp")}
-    _refuse_missing(directory, "decoder", [n for n, e in table.items() if e.group == "decoder" and n not in stored])
+    _refuse_missing(
+        directory, "decoder", [n for n, e in table.items() if e.group == "decoder" and n not in stored]
+    )
     for name, tensor in stored.items():
         if name in table:
             _check_tensor(config, stored, table[name], tensor)
@@ -157,14 +159,18 @@ def _check_tensor(
     if tensor.dtype in PLAIN_DTYPES and scale is None:
         return
     if tensor.dtype != FP8_DTYPE:
-        raise CheckpointError(f"{entry.name}: dtype {tensor.dtype}; known: {', '.join(PLAIN_DTYPES)}, {FP8_DTYPE}")
+        raise CheckpointError(
+            f"{entry.name}: dtype {tensor.dtype}; known: {', '.join(PLAIN_DTYPES)}, {FP8_DTYPE}"
+        )
     if scale is None or config.fp8_block is None:
         lacking = "its weight_scale_inv" if scale is None else "quantization_config.weight_block_size"
         raise CheckpointError(f"{entry.name}: FP8 without {lacking}")
     *stack, rows, columns = entry.shape
     expected = (*stack, ceil(rows / config.fp8_block[0]), ceil(columns / config.fp8_block[1]))
     if scale.shape != expected:
-        raise CheckpointError(f"{entry.name}{SCALE_SUFFIX}: shape is {list(scale.shape)}; needed {list(expected)}")
+        raise CheckpointError(
+            f"{entry.name}{SCALE_SUFFIX}: shape is {list(scale.shape)}; needed {list(expected)}"
+        )
 
 
 def _fill(module: nn.Module, checkpoint: Checkpoint, group: Group, experts: range) -> None:
@@ -194,7 +200,9 @@ def _copy(reader: _Reader, entry: Entry, parameter: nn.Parameter, experts: range
             target += 1
         return target.numel()
     for local, expert in enumerate(experts):
-        parameter[local, entry.first_row : entry.first_row + entry.shape[1]].copy_(reader.read(entry.name, expert))
+        parameter[local, entry.first_row : entry.first_row + entry.shape[1]].copy_(
+            reader.read(entry.name, expert)
+        )
     return len(experts) * prod(entry.shape[1:])
 
 

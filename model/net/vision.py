@@ -78,7 +78,9 @@ class VisionTower(nn.Module):
     @torch.inference_mode()
     def forward(self, pixels_B3SS: torch.Tensor) -> torch.Tensor:
         """[B, 3, side, side] -> [B, M, H]."""
-        patches = F.conv2d(pixels_B3SS.to(self.patch_weight.dtype), self.patch_weight, stride=self.vision.patch_size)
+        patches = F.conv2d(
+            pixels_B3SS.to(self.patch_weight.dtype), self.patch_weight, stride=self.vision.patch_size
+        )
         grid = patches.shape[-1]
         x_BPC = patches.flatten(2).transpose(1, 2) + self._position_table(grid)
         x_BPC = _layer_norm(x_BPC, self.norm, self.vision.layer_norm_eps)
@@ -106,7 +108,7 @@ class VisionTower(nn.Module):
 
 
 def _axial_turns(vision: VisionConfig, grid: int, device: torch.device) -> torch.Tensor:
-    """Unit complex numbers [P, D / 2]: the first half of a head turns with the column, the second with the row."""
+    """Unit complex numbers [P, D / 2]: a head's first half turns with the column, the second with the row."""
     quarter = vision.width // vision.num_heads // 4
     steps = torch.arange(quarter, dtype=torch.float32, device=device) / quarter
     frequencies = 1.0 / (vision.rope_theta**steps)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import torch
+
 _HERE = str(Path(__file__).parent)
 if _HERE not in sys.path:
     sys.path.append(_HERE)
 
-import torch
 
 # The models of these tests are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)

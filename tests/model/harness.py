@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -43,9 +42,7 @@ class RecordingDecoder:
         return logits_SV
 
 
-def local_runner(
-    checkpoint: Checkpoint, options: EngineOptions
-) -> tuple[LocalRunner, RecordingDecoder]:
+def local_runner(checkpoint: Checkpoint, options: EngineOptions) -> tuple[LocalRunner, RecordingDecoder]:
     """One rank in this process whose logits are kept."""
     text = checkpoint.config.text
     experts, sizes = ExpertMap(text.num_experts, 1), scheduler_config(text, options)

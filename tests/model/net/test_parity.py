@@ -54,7 +54,7 @@ def image_prompt(num_tiles: int, seed: int) -> tuple[list[int], tuple[ImageSpan,
         spans.append(ImageSpan(len(prompt), num_slots, f"image-{seed}", offset))
         prompt += [IMAGE_ID] * num_slots
         offset += num_slots
-    return prompt + [9, 10, 11], tuple(spans)
+    return [*prompt, 9, 10, 11], tuple(spans)
 
 
 def compare(

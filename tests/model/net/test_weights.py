@@ -54,7 +54,7 @@ def test_a_missing_tensor_is_named(directory: Path) -> None:
 
 def test_an_unknown_tensor_is_named(directory: Path) -> None:
     edit(directory, lambda tensors: tensors.update({"model.layers.3.surprise": torch.zeros(1)}))
-    with pytest.raises(CheckpointError, match="1 unknown tensors: model.layers.3.surprise"):
+    with pytest.raises(CheckpointError, match=r"1 unknown tensors: model.layers\.3\.surprise"):
         open_checkpoint(directory)
 
 
@@ -75,7 +75,7 @@ def test_a_group_that_is_there_in_part_is_an_error(directory: Path) -> None:
         tensors = load_file(file)
         if tensors.pop("vision_model.conv1.weight", None) is not None:
             save_file(tensors, file)
-    with pytest.raises(CheckpointError, match="1 vision tensors are missing: vision_model.conv1.weight"):
+    with pytest.raises(CheckpointError, match=r"1 vision tensors are missing: vision_model\.conv1"):
         open_checkpoint(directory)
 
 
@@ -202,10 +202,15 @@ def test_the_published_config_is_read_as_the_model_card_says(shared_data: Path) 
     kinds = [layer.attention for layer in text.layers]
     assert [index for index, kind in enumerate(kinds) if kind == "full"] == list(range(0, 45, 4))
     assert {layer.num_heads for layer in text.layers if layer.attention == "full"} == {64}
-    assert {layer.num_heads for layer in (*text.layers, *text.mtp_layers) if layer.attention == "sliding"} == {96}
+    assert {
+        layer.num_heads for layer in (*text.layers, *text.mtp_layers) if layer.attention == "sliding"
+    } == {96}
     assert [layer.index for layer in text.layers if not layer.is_moe] == [0, 1, 2]
     clamps = {layer.index: (layer.swiglu_limit, layer.shared_swiglu_limit) for layer in text.layers}
-    assert {index: clamp for index, clamp in clamps.items() if clamp != (None, None)} == {43: (7, 16), 44: (7, 16)}
+    assert {index: clamp for index, clamp in clamps.items() if clamp != (None, None)} == {
+        43: (7, 16),
+        44: (7, 16),
+    }
     assert (text.num_experts, text.experts_per_token, text.routed_scale, text.window) == (288, 8, 3.0, 512)
     assert (text.layers[0].rope.theta, text.layers[0].rope.rotary_dim) == (5e6, 64)
     assert text.layers[0].rope.scaling is not None

@@ -1,0 +1,119 @@
+"""`fluyt run`'s path: text and pictures in, text out, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from model.errors import CheckpointError, InvalidRequest
+from model.local import Answer, LocalServer, open_server, prompt_builder
+from model.nano import default_checkpoint
+from model.options import EngineOptions
+from model.sampling import SamplingOptions
+from model.text.chat_json import question
+from model.text.images import ImageInput
+from model.text.output import OutputEvent
+from model.text.prompt import PromptBuilder
+from model.types import FinishReason
+
+GREEDY = SamplingOptions(temperature=0.0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[LocalServer]:
+    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def builder(server: LocalServer) -> PromptBuilder:
+    return prompt_builder(server.checkpoint)
+
+
+def ask(server: LocalServer, builder: PromptBuilder, sampling: SamplingOptions, *images: bytes) -> Answer:
+    prompt = builder.from_chat(question("What is the total?", [ImageInput(data) for data in images]))
+    answer = server.submit(prompt, sampling, builder)
+    server.run()
+    return answer
+
+
+def test_an_answer_is_the_text_of_its_tokens(server: LocalServer, builder: PromptBuilder) -> None:
+    answer = ask(server, builder, GREEDY)
+    assert answer.finish_reason is FinishReason.LENGTH
+    assert len(answer.token_ids) == 12
+    assert answer.reasoning == builder.tokenizer.decode(answer.token_ids)
+
+
+def test_events_come_as_the_tokens_do(server: LocalServer, builder: PromptBuilder) -> None:
+    events: list[OutputEvent] = []
+    answer = server.submit(builder.from_chat(question("Hello")), GREEDY, builder, events.append)
+    server.run()
+    assert len(events) > 1
+    assert "".join(event.text for event in events) == answer.reasoning
+
+
+def test_a_picture_changes_the_answer_and_is_billed(
+    server: LocalServer, builder: PromptBuilder, repo_root: Path
+) -> None:
+    picture = (repo_root / "deploy" / "demo" / "receipt.png").read_bytes()
+    with_picture, without = ask(server, builder, GREEDY, picture), ask(server, builder, GREEDY)
+    assert with_picture.token_ids != without.token_ids
+    assert with_picture.usage is not None
+    assert with_picture.usage.num_image_tokens == 4 * 81 + 169
+    assert with_picture.usage.vision_us > 0
+    assert with_picture.usage.num_reasoning_tokens == 12
+
+
+def test_a_stop_string_ends_text_and_tokens_where_it_is_complete(
+    server: LocalServer, builder: PromptBuilder
+) -> None:
+    whole = ask(server, builder, GREEDY)
+    stop = builder.tokenizer.decode(whole.token_ids[4:6])
+    cut = ask(server, builder, SamplingOptions(temperature=0.0, max_tokens=12, stop=(stop,)))
+    assert cut.finish_reason is FinishReason.STOP
+    assert cut.token_ids == whole.token_ids[:6]
+    assert cut.reasoning == whole.reasoning[: whole.reasoning.index(stop)]
+    assert cut.usage is not None
+    assert cut.usage.num_completion_tokens == 6
+
+
+def test_a_stop_id_ends_the_answer(server: LocalServer, builder: PromptBuilder) -> None:
+    whole = ask(server, builder, GREEDY)
+    options = SamplingOptions(temperature=0.0, max_tokens=12, stop_token_ids=(whole.token_ids[3],))
+    cut = ask(server, builder, options)
+    assert cut.finish_reason is FinishReason.STOP
+    assert cut.token_ids == whole.token_ids[:4]
+
+
+def test_logprobs_come_with_every_token(server: LocalServer, builder: PromptBuilder) -> None:
+    answer = ask(server, builder, SamplingOptions(temperature=0.0, max_tokens=5, num_logprobs=3))
+    assert [logprob.top[0][0] for logprob in answer.logprobs] == answer.token_ids
+    assert all(len(logprob.top) == 3 for logprob in answer.logprobs)
+
+
+def test_the_same_seed_gives_the_same_text(server: LocalServer, builder: PromptBuilder) -> None:
+    options = SamplingOptions(temperature=1.0, max_tokens=12, seed=3)
+    first, second = ask(server, builder, options), ask(server, builder, options)
+    other = ask(server, builder, SamplingOptions(temperature=1.0, max_tokens=12, seed=4))
+    assert first.token_ids == second.token_ids
+    assert first.token_ids != other.token_ids
+
+
+def test_bad_sampling_is_refused_before_anything_runs(server: LocalServer, builder: PromptBuilder) -> None:
+    with pytest.raises(InvalidRequest, match=r"sampling\.temperature"):
+        ask(server, builder, SamplingOptions(temperature=-1.0))
+
+
+def test_tensor_attention_is_refused_by_name() -> None:
+    with pytest.raises(InvalidRequest, match="attention"):
+        EngineOptions(attention="tensor")
+
+
+def test_shards_that_do_not_divide_the_experts_are_refused_with_the_numbers_that_do() -> None:
+    with (
+        pytest.raises(CheckpointError, match=r"16 routed experts .* 3 shards; .* 1, 2, 4, 8, 16"),
+        open_server(default_checkpoint(), EngineOptions(num_shards=3)),
+    ):
+        pass

@@ -42,9 +42,9 @@ def build(args: Mapping[str, Any]) -> Application:
     return application
 
 
-def _actor(resource: str, num_gpus: float = 0) -> dict[str, Any]:
+def _actor(resource: str) -> dict[str, Any]:
     """One unit of our own resource places a replica, and `ray status` shows it; no CPU is booked."""
-    return {"num_cpus": 0, "num_gpus": num_gpus, "resources": {resource: 1}}
+    return {"num_cpus": 0, "resources": {resource: 1}}
 
 
 def _front_door(config: ClusterConfig) -> Any:
@@ -93,7 +93,7 @@ def _shards(config: ClusterConfig) -> Any:
         gang_scheduling_config=GangSchedulingConfig(
             gang_size=config.gang.size, gang_placement_strategy=GangPlacementStrategy.PACK
         ),
-        ray_actor_options=_actor("moe_shard", config.gang.gpus_per_rank),
+        ray_actor_options=_actor("moe_shard"),
         **HEALTH,
         **QUICK_END,
     )

@@ -61,6 +61,8 @@ class FrontDoor:
 
     async def __del__(self) -> None:
         """Serve calls it when the replica shall go: open streams may end first."""
+        if not hasattr(self, "_server"):
+            return  # it never came up
         await self._server.stop(self._config.frontdoor.drain_s)
         await self._link.close()
         await self._internal.stop(None)

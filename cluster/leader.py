@@ -18,7 +18,7 @@ from cluster.discovery import (
     refuse,
 )
 from cluster.pump import Pump
-from cluster.rank import Identity
+from cluster.rank import Identity, answers_step
 from protos.fluyt.v1 import steps_pb2 as steps
 from protos.fluyt.v1 import steps_pb2_grpc
 
@@ -31,24 +31,35 @@ class Answers:
     def __init__(self, world_size: int, num_spaces: int) -> None:
         self._world_size = world_size
         self._num_spaces = num_spaces
+        self._expected: dict[tuple[int, int], set[int]] = {}  # ranks that answer, by (generation, step)
         self._done: dict[tuple[int, int], dict[int, steps.RankDone]] = {}
         self._fetched: dict[int, list[steps.Fetched]] = {}
 
     def clear(self) -> None:
         """A new generation: what is missing will never be used."""
+        self._expected.clear()
         self._done.clear()
         self._fetched.clear()
+
+    def expect(self, step: steps.PlannedStep) -> None:
+        """A step was passed on: those ranks answer that have work in it, and rank 0."""
+        self._expected[step.generation, step.step_id] = {
+            rank for rank in range(self._world_size) if answers_step(rank, step)
+        }
 
     def done(self, rank: int, message: steps.RankDone) -> steps.FromGang | None:
         """The gang's result once every rank has answered. The slowest rank's time is the gang's."""
         step = (message.generation, message.step_id)
         by_rank = self._done.setdefault(step, {})
         by_rank[rank] = message
-        if len(by_rank) < self._world_size:
+        if by_rank.keys() != self._expected[step]:
             return None
-        del self._done[step]
+        del self._done[step], self._expected[step]
         # With tensor attention one space is run by every rank: rank 0 answers for all.
-        outputs = [by_rank[space].outputs for space in range(self._num_spaces)]
+        outputs = [
+            by_rank[space].outputs if space in by_rank else steps.RankOutputs()
+            for space in range(self._num_spaces)
+        ]
         step_us = max(answer.step_us for answer in by_rank.values())
         done = steps.StepDone(generation=step[0], step_id=step[1], ranks=outputs, step_us=step_us)
         return steps.FromGang(done=done)
@@ -163,6 +174,8 @@ class Leader(steps_pb2_grpc.StepsServicer):
             self._generation = order.reset.generation
             self._answers.clear()
             log.info("generation %d of epoch %s", order.reset.generation, order.reset.epoch)
+        elif kind == "step":
+            self._answers.expect(order.step)
         ranks = range(self._identity.world_size)
         if kind in ("prefetch", "forget") and self._identity.num_spaces > 1:
             space = getattr(order, kind).space  # the rank that has the sequence

@@ -58,6 +58,14 @@ class _Rows:
     fetched: steps.Fetched
 
 
+def answers_step(rank: int, step: steps.PlannedStep) -> bool:
+    """Whether `rank` answers a step: with nothing in it, its answer would cost a message for nothing.
+
+    Rank 0 always does; with one space (tensor attention) every rank computes that.
+    """
+    return rank == 0 or len(step.ranks) == 1 or len(step.ranks[rank].work) > 0
+
+
 Answer = Callable[[steps.FromRank], None]
 
 
@@ -164,6 +172,8 @@ class RankLoop:
         began = time.perf_counter()
         result = self._worker.run(step)
         step_us = round((time.perf_counter() - began) * 1e6)
+        if not answers_step(self._identity.rank, order):
+            return
         done = steps.RankDone(
             generation=step.generation,
             step_id=step.step_id,

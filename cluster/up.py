@@ -15,6 +15,7 @@ from cluster.checkpoint import checkpoint_dir
 from cluster.config import ClusterConfig, to_dict
 from cluster.local_ray import LocalRay, is_free, start_ray, wait_for_ray
 from cluster.processes import end_session, session_members
+from cluster.signals import interrupt_later
 from cluster.state import EMPTY_DIR, State, read_state, remove_state, starting, state_dir, write_state
 from model.config import read_config
 from model.errors import FluytError, InvalidRequest, Unavailable
@@ -171,9 +172,10 @@ def _import_serve() -> None:
     """While Ray starts, and from a directory in which no user's module can hide ours."""
     os.chdir(state_dir() / EMPTY_DIR)
     os.environ["RAY_AUTH_MODE"] = "token"
-    import ray.serve
+    with interrupt_later():
+        import ray.serve
 
-    del ray
+        del ray
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # our own lines say what goes on
 
 
@@ -184,13 +186,18 @@ def _driver(address: str) -> Iterator[Any]:
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with interrupt_later():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise Unavailable(f"no Ray at {address}: {error}") from error
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     try:
         yield ray
     finally:
-        ray.shutdown()
+        with interrupt_later():
+            ray.shutdown()
 
 
 def _deploy(config: ClusterConfig, report: Report) -> None:

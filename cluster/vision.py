@@ -44,14 +44,11 @@ def load_tower(config: ClusterConfig) -> Encode:
     from model.weights import load_vision, open_checkpoint
 
     torch.set_num_threads(config.vision.threads)
-    checkpoint = open_checkpoint(checkpoint_dir(config.model.directory))
-    dtype = getattr(torch, config.model.dtype)
-    tower = load_vision(checkpoint, dtype)
-    # numpy knows no bfloat16; its values are exact in float32.
-    wire_dtype = torch.float64 if dtype is torch.float64 else torch.float32
+    # Like `fluyt run`: float32 whatever the decoder computes in.
+    tower = load_vision(open_checkpoint(checkpoint_dir(config.model.directory)), torch.float32)
 
     def encode(image: TiledImage) -> Rows:
-        rows: Rows = tower.encode(image).to(wire_dtype).numpy()
+        rows: Rows = tower.encode(image).numpy()
         return rows
 
     return encode

@@ -57,7 +57,7 @@ def test_a_wrong_config_is_refused_by_the_path_of_its_key(
 
 def test_a_file_that_is_not_yaml_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("gang: {size: 2")
-    with pytest.raises(InvalidRequest, match="c.yaml"):
+    with pytest.raises(InvalidRequest, match=r"c\.yaml"):
         load(tmp_path / "c.yaml")
 
 

@@ -172,8 +172,15 @@ def done(generation: int, step_id: int, seq_id: int, step_us: int) -> steps.Rank
     return steps.RankDone(generation=generation, step_id=step_id, outputs=outputs, step_us=step_us)
 
 
+def planned(step_id: int, *num_works: int) -> steps.PlannedStep:
+    ranks = [steps.PlannedRank(work=[steps.PlannedWork()] * num) for num in num_works]
+    return steps.PlannedStep(generation=1, step_id=step_id, ranks=ranks)
+
+
 def test_a_step_is_done_when_every_rank_is_and_takes_as_long_as_the_slowest() -> None:
     answers = Answers(world_size=2, num_spaces=2)
+    answers.expect(planned(0, 1, 1))
+    answers.expect(planned(1, 1, 1))
     assert answers.done(1, done(1, 0, 11, 500)) is None
     assert answers.done(1, done(1, 1, 12, 10)) is None
     complete = answers.done(0, done(1, 0, 10, 300))
@@ -182,9 +189,18 @@ def test_a_step_is_done_when_every_rank_is_and_takes_as_long_as_the_slowest() ->
     assert [rank.outputs[0].seq_id for rank in complete.done.ranks] == [10, 11]
 
 
-def test_with_one_space_rank_0_answers_for_all() -> None:
+def test_a_rank_without_work_is_not_waited_for() -> None:
+    answers = Answers(world_size=2, num_spaces=2)
+    answers.expect(planned(0, 1, 0))
+    complete = answers.done(0, done(1, 0, 10, 300))
+    assert complete is not None
+    assert [len(rank.outputs) for rank in complete.done.ranks] == [1, 0]
+
+
+def test_with_one_space_every_rank_is_waited_for_and_rank_0_answers_for_all() -> None:
     answers = Answers(world_size=2, num_spaces=1)
-    answers.done(1, done(1, 0, 10, 1))
+    answers.expect(planned(0, 1))
+    assert answers.done(1, done(1, 0, 10, 1)) is None
     complete = answers.done(0, done(1, 0, 10, 1))
     assert complete is not None
     assert len(complete.done.ranks) == 1

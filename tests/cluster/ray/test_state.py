@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -10,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from cluster.processes import ProcessId, end_session, identify, is_alive, our_members, session_members
+from cluster.signals import interrupt_later
 from cluster.state import AlreadyUpError, State, read_state, remove_state, starting, write_state
 
 # A child and a grandchild that ignore SIGTERM.
 STUBBORN = """
 import signal, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-subprocess.Popen([sys.executable, "-c", "import signal,time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"])
+child = "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep(60)"
+subprocess.Popen([sys.executable, "-c", child])
 print("ready", flush=True)
 time.sleep(60)
 """
@@ -105,3 +108,20 @@ def test_starting_while_one_is_up_is_refused_with_its_address() -> None:
     end_session(root, (), grace_s=0.0)
     with starting():
         pass
+
+
+def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupt_later():
+        signal.raise_signal(signal.SIGINT)
+        reached.append("end")
+    assert reached == ["end"]
+
+
+def test_a_second_interrupt_does_not_wait() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), interrupt_later():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        reached.append("end")
+    assert reached == []

@@ -1,7 +1,7 @@
 """One step of one rank as tensors: what the runner builds and the network reads.
 
 Shapes: T tokens of the step, S tokens whose logits are wanted, B sequences that decode one token,
-L cached positions gathered (padded), R rows of image embeddings.
+L cached positions gathered (padded), R rows of image embeddings, N tiles of Q query tokens.
 """
 
 from __future__ import annotations
@@ -27,7 +27,19 @@ class PrefillRows:
     first_row: int
     num_tokens: int
     slots_L: torch.Tensor
-    mask_TL: torch.Tensor  # True where the token may see the slot: causal, and within the window
+    mask_TL: torch.Tensor | None  # True where the token may see the slot; None: causal from position 0
+
+
+@dataclass(frozen=True)
+class WindowTiles:
+    """Long prefills of a sliding group: tiles of `window` queries, each with two windows of keys.
+
+    Tiles of all sequences are attended together. A tile is filled up by repeating its last token.
+    """
+
+    token_rows_NQ: torch.Tensor
+    slots_NL: torch.Tensor
+    mask_NQL: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,7 @@ class GroupBatch:
     write_slots_T: torch.Tensor
     decode: DecodeRows | None
     prefills: tuple[PrefillRows, ...]
+    tiles: WindowTiles | None = None
 
 
 @dataclass(frozen=True)

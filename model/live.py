@@ -1,10 +1,12 @@
 """What a rank remembers about a sequence between steps, and how a step's work becomes a `Batch`.
 
-Shapes: T tokens of the step, B decoding sequences, L cached positions, R rows of embeddings, H hidden.
+Shapes: T tokens of the step, B decoding sequences, L cached positions, R rows of embeddings, H hidden,
+N tiles of Q query tokens.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.batch import Batch, DecodeRows, GroupBatch, PrefillRows
+from model.batch import Batch, DecodeRows, GroupBatch, PrefillRows, WindowTiles
 from model.sampler import SampleRow
 from model.sched.step import AdmittedSequence, SequenceWork
 from model.types import ImageSpan
@@ -133,10 +135,14 @@ def _group(items: Sequence[WorkItem], group: str, window: int | None) -> GroupBa
     """`window` None: a position sees everything before it."""
     written = [_table(item, group).span(item.work.start, item.stop) for item in items]
     decoding = [item for item in items if item.work.num_tokens == 1]
+    most_untiled = window if window is not None else math.inf
+    prefilling = [item for item in items if 1 < item.work.num_tokens <= most_untiled]
+    tiled = [item for item in items if item.work.num_tokens > most_untiled]
     return GroupBatch(
         write_slots_T=_joined(written),
         decode=_decode_rows(decoding, group, window) if decoding else None,
-        prefills=tuple(_prefill_rows(item, group, window) for item in items if item.work.num_tokens > 1),
+        prefills=tuple(_prefill_rows(item, group, window) for item in prefilling),
+        tiles=_window_tiles(tiled, group, window) if window is not None and tiled else None,
     )
 
 
@@ -145,9 +151,7 @@ def _first_seen(position: int, window: int | None) -> int:
 
 
 def _decode_rows(items: Sequence[WorkItem], group: str, window: int | None) -> DecodeRows:
-    seen = [
-        _table(item, group).span(_first_seen(item.work.start, window), item.stop) for item in items
-    ]
+    seen = [_table(item, group).span(_first_seen(item.work.start, window), item.stop) for item in items]
     longest = max(len(slots) for slots in seen)
     slots_BL = np.zeros((len(items), longest), np.int64)
     for row, slots in zip(slots_BL, seen, strict=True):
@@ -162,13 +166,30 @@ def _decode_rows(items: Sequence[WorkItem], group: str, window: int | None) -> D
 
 def _prefill_rows(item: WorkItem, group: str, window: int | None) -> PrefillRows:
     first = _first_seen(item.work.start, window)
+    slots = torch.from_numpy(_table(item, group).span(first, item.stop).copy())
+    if item.work.start == 0 and (window is None or item.stop <= window):
+        return PrefillRows(item.first_row, item.work.num_tokens, slots, None)
     query_T1 = torch.arange(item.work.start, item.stop)[:, None]
     key_L = torch.arange(first, item.stop)
     mask_TL = key_L <= query_T1
     if window is not None:
         mask_TL &= key_L > query_T1 - window
-    slots = torch.from_numpy(_table(item, group).span(first, item.stop).copy())
     return PrefillRows(item.first_row, item.work.num_tokens, slots, mask_TL)
+
+
+def _window_tiles(items: Sequence[WorkItem], group: str, window: int) -> WindowTiles:
+    rows, slots, masks = [], [], []
+    for item in items:
+        first = _first_seen(item.work.start, window)
+        seen = _table(item, group).span(first, item.stop)
+        begin_N1 = np.arange(item.work.start, item.stop, window)[:, None]
+        query_NQ = np.minimum(begin_N1 + np.arange(window), item.stop - 1)
+        key_NL = begin_N1 + np.arange(-window, window)
+        distance_NQL = query_NQ[:, :, None] - key_NL[:, None]
+        rows.append(query_NQ - item.work.start + item.first_row)
+        slots.append(seen[np.clip(key_NL - first, 0, len(seen) - 1)])
+        masks.append((distance_NQL >= 0) & (distance_NQL < window) & (key_NL >= 0)[:, None])
+    return WindowTiles(*(torch.from_numpy(np.concatenate(pieces)) for pieces in (rows, slots, masks)))
 
 
 def _image_rows(

@@ -15,6 +15,7 @@ import torch
 
 from model import parallel
 from model.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
+from model.kernels.memory import keep_freed_memory
 from model.live import LiveSequence, build_batch
 from model.net.decoder import Decoder
 from model.net.kv import KVCache
@@ -37,7 +38,7 @@ class RankRunner:
         self._embeddings: dict[str, torch.Tensor] = {}
 
     def put_embedding(self, key: str, rows_NH: torch.Tensor) -> None:
-        """Keep an image's rows until the sequence whose spans name `key` is dropped; keys are never shared."""
+        """Keep an image's rows until the sequence whose spans name `key` is dropped; keys are not shared."""
         self._embeddings[key] = rows_NH
 
     def drop_embedding(self, key: str) -> None:
@@ -96,8 +97,10 @@ def make_rank(
     text = checkpoint.config.text
     experts = ExpertMap(text.num_experts, options.num_shards)
     sizes = scheduler_config(text, options)
+    decoder = load_decoder(checkpoint, experts, rank, options.torch_dtype)
+    keep_freed_memory()  # after loading: what that frees goes back
     return RankRunner(
-        load_decoder(checkpoint, experts, rank, options.torch_dtype),
+        decoder,
         KVCache.allocate(
             text, sizes.num_full_blocks, sizes.num_sliding_blocks, sizes.block_size, options.torch_dtype
         ),

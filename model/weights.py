@@ -31,6 +31,7 @@ PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
 FP8_DTYPE = "F8_E4M3"
 SCALE_SUFFIX = "_scale_inv"
 NUM_NAMES_SHOWN = 5
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -75,18 +76,22 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
     return Checkpoint(directory, config, stored, has_vision=present["vision"], has_mtp=present["mtp"])
 
 
-def load_decoder(checkpoint: Checkpoint, experts: ExpertMap, rank: int, dtype: torch.dtype) -> Decoder:
+def load_decoder(
+    checkpoint: Checkpoint, experts: ExpertMap, rank: int, dtype: torch.dtype, device: torch.device = CPU
+) -> Decoder:
     """The decoder as `rank` holds it: everything but the experts of other ranks."""
-    decoder = Decoder(checkpoint.config.text, experts.num_local, dtype)
+    with device:
+        decoder = Decoder(checkpoint.config.text, experts.num_local, dtype)
     _fill(decoder, checkpoint, "decoder", experts.local_range(rank))
     return decoder.eval()
 
 
-def load_vision(checkpoint: Checkpoint, dtype: torch.dtype) -> VisionTower:
+def load_vision(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device = CPU) -> VisionTower:
     """The vision tower. Raises CheckpointError where the checkpoint has none."""
     if checkpoint.config.vision is None or not checkpoint.has_vision:
         raise CheckpointError(f"{checkpoint.directory}: this checkpoint has no vision tower")
-    tower = VisionTower(checkpoint.config.vision, checkpoint.config.text.hidden_size, dtype)
+    with device:
+        tower = VisionTower(checkpoint.config.vision, checkpoint.config.text.hidden_size, dtype)
     _fill(tower, checkpoint, "vision", range(0))
     return tower.eval()
 

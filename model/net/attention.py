@@ -6,14 +6,13 @@ Shapes: T tokens, H hidden, N query heads, K key/value heads, D head size, S cac
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from model.batch import GroupBatch
 from model.config import LayerConfig, TextConfig
 from model.kernels.linear import linear
 from model.kernels.reference import paged_attention
-from model.net.layers import empty_parameter, rotate
+from model.net.layers import empty_parameter, rms_norm, rotate
 
 
 class Attention(nn.Module):
@@ -25,7 +24,8 @@ class Attention(nn.Module):
         num_rows = (layer.num_heads + 2 * text.num_kv_heads) * text.head_dim + layer.num_heads
         self.qkvg = empty_parameter(num_rows, text.hidden_size, dtype=dtype)
         self.output = empty_parameter(text.hidden_size, layer.num_heads * text.head_dim, dtype=dtype)
-        # One row per head, so that q and k are normed in one go; heads of a kind have equal rows.
+        # One row per head, so that q and k are normed in one go; heads of a kind have equal rows
+        # (Step3p7Attention.q_norm, k_norm).
         self.qk_scale = empty_parameter(
             layer.num_heads + text.num_kv_heads, text.head_dim, dtype=torch.float32
         )
@@ -44,13 +44,9 @@ class Attention(nn.Module):
             [(num_q + num_kv) * self.head_dim, num_kv * self.head_dim, num_q], dim=-1
         )
         heads_TND = q_and_k.view(num_tokens, num_q + num_kv, self.head_dim)
-        q_TND, k_TKD = rotate(self._norm(heads_TND), *cos_sin).split([num_q, num_kv], dim=1)
+        turned_TND = rotate(rms_norm(heads_TND, self.qk_scale, self.eps), *cos_sin)
+        q_TND, k_TKD = turned_TND.split([num_q, num_kv], dim=1)
         v_TKD = v.view(num_tokens, num_kv, self.head_dim)
         cache_S2KD.index_copy_(0, group.write_slots_T, torch.stack((k_TKD, v_TKD), dim=1))
         out_TND = paged_attention(q_TND, cache_S2KD, group) * gate_TN.sigmoid()[..., None]
         return linear(out_TND.view(num_tokens, -1), self.output)
-
-    def _norm(self, heads_TND: torch.Tensor) -> torch.Tensor:
-        """RMS norm of each head in float32; scales of q and k differ (Step3p7Attention.q_norm, k_norm)."""
-        normed = F.rms_norm(heads_TND.float(), (self.head_dim,), eps=self.eps) * self.qk_scale
-        return normed.type_as(heads_TND)

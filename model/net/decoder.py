@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class DecoderLayer(nn.Module):
     """Pre-norm attention and pre-norm MLP (dense or mixture of experts)."""
 
-    def __init__(self, text: TextConfig, layer: LayerConfig, num_local_experts: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, text: TextConfig, layer: LayerConfig, num_local_experts: int, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.kind = layer.attention
         self.attention_norm = RMSNorm(text.hidden_size, text.rms_eps)

@@ -22,14 +22,25 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls, text: TextConfig, num_full_blocks: int, num_sliding_blocks: int, block_size: int, dtype: torch.dtype
+        cls,
+        text: TextConfig,
+        num_full_blocks: int,
+        num_sliding_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
     ) -> KVCache:
         """Zeroed pools: a padded slot is masked, and 0 times a stale NaN would not be 0."""
         num_blocks = {"full": num_full_blocks, "sliding": num_sliding_blocks}
         return cls(
             pools=tuple(
                 torch.zeros(
-                    num_blocks[layer.attention] * block_size, 2, text.num_kv_heads, text.head_dim, dtype=dtype
+                    num_blocks[layer.attention] * block_size,
+                    2,
+                    text.num_kv_heads,
+                    text.head_dim,
+                    dtype=dtype,
+                    device=device,
                 )
                 for layer in text.layers
             ),

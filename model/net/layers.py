@@ -20,6 +20,19 @@ def empty_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
     return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
 
 
+def rms_norm(x: torch.Tensor, scale: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square norm of the last dimension in float32; same dtype out as in.
+
+    `F.rms_norm` is one kernel on a GPU only. On CPU its parts are 7 operators, these are 5.
+    """
+    wide = x.float()
+    if x.is_cuda:
+        return (F.rms_norm(wide, x.shape[-1:], eps=eps) * scale).type_as(x)
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    inverse = torch.addcmul(torch.tensor(eps), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+    return (wide * inverse).mul_(scale).type_as(x)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm in float32. Files hold w; `scale` is 1 + w (modeling_step3p7: Step3p7RMSNorm)."""
 
@@ -30,7 +43,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise the last dimension; same dtype out as in."""
-        return F.rms_norm(x.float(), self.scale.shape, self.scale, self.eps).type_as(x)
+        return rms_norm(x, self.scale, self.eps)
 
 
 def silu_gate(gate_up: torch.Tensor, limit: float | None) -> torch.Tensor:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Up to so many rows for an expert, and so much padding over all, two batched products beat a loop over
 # experts (model/README.md, Decisions).
 MAX_PADDED_ROWS = 32
-MAX_PADDING = 2
+MAX_PADDING = 3
 
 
 def choose_experts(

@@ -201,7 +201,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
 
     from model import parallel
     from model.options import EngineOptions, scheduler_config
-    from model.runner import make_rank
+    from model.runner import default_device, make_rank
     from model.weights import open_checkpoint
 
     torch.set_num_threads(config.gang.threads_per_rank)
@@ -221,6 +221,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
             met.leader_host,
             met.store_port,
             timeout_s=config.gang.exchange_timeout_s,
+            device=default_device(),
         )
     directory = checkpoint_dir(config.model.directory)
     checkpoint = open_checkpoint(directory)

@@ -41,14 +41,16 @@ def load_tower(config: ClusterConfig) -> Encode:
     """The tower in memory, as a function. Raises CheckpointError."""
     import torch
 
+    from model.runner import default_device
     from model.weights import load_vision, open_checkpoint
 
     torch.set_num_threads(config.vision.threads)
     # Like `fluyt run`: float32 whatever the decoder computes in.
-    tower = load_vision(open_checkpoint(checkpoint_dir(config.model.directory)), torch.float32)
+    checkpoint = open_checkpoint(checkpoint_dir(config.model.directory))
+    tower = load_vision(checkpoint, torch.float32, default_device())
 
     def encode(image: TiledImage) -> Rows:
-        rows: Rows = tower.encode(image).numpy()
+        rows: Rows = tower.encode(image).cpu().numpy()
         return rows
 
     return encode

@@ -6,7 +6,8 @@ L cached positions gathered (padded), R rows of image embeddings, N tiles of Q q
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 
@@ -64,3 +65,18 @@ class Batch:
     sample_rows_S: torch.Tensor
     image_rows_R: torch.Tensor | None  # rows of the step that hold image slots
     image_embeddings_RH: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with every tensor on `device`; itself where they are there already."""
+        return self if self.token_ids_T.device == device else _moved(self, device)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = {field.name: _moved(getattr(value, field.name), device) for field in fields(value)}
+        return replace(value, **moved)
+    return value

@@ -19,7 +19,7 @@ from model.engine import Engine
 from model.gang import GangRunner, spawn_gang
 from model.net.vision import VisionTower
 from model.options import EngineOptions, scheduler_config
-from model.runner import LocalRunner, make_rank, rank_maker
+from model.runner import LocalRunner, default_device, make_rank, rank_maker
 from model.sampling import GenerationDefaults, SamplingOptions, resolve
 from model.sched.config import SchedulerConfig
 from model.sched.scheduler import Scheduler
@@ -124,8 +124,10 @@ class LocalServer:
     def _encode_images(self, prompt: PreparedPrompt, key: RequestKey) -> None:
         for image in prompt.images:
             if self._vision is None:
-                self._vision = load_vision(self.checkpoint, torch.float32)
-            self._runner.put_embedding(f"{key.request_id}/{image.key}", self._vision.encode(image.tile()))
+                self._vision = load_vision(self.checkpoint, torch.float32, default_device())
+            self._runner.put_embedding(
+                f"{key.request_id}/{image.key}", self._vision.encode(image.tile()).cpu()
+            )
 
     def _take(self, deltas: list[Delta]) -> None:
         for delta in deltas:

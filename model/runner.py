@@ -62,7 +62,7 @@ class RankRunner:
         works = [(self._live[work.seq_id], work) for work in share.work]
         for seq, work in works:
             seq.extend_tables(work)
-        batch = build_batch(works, self._decoder.text.window, self._embeddings)
+        batch = build_batch(works, self._decoder.text.window, self._embeddings).to(self._cache.device)
         self._dispatcher.begin_step(tuple(rank.num_tokens for rank in step.ranks))
         logits_SV = self._decoder(batch, self._cache, self._dispatcher)
         sampled = [(work.seq_id, seq) for seq, work in works if work.samples]
@@ -93,20 +93,24 @@ def make_rank(
     """Load what `rank` holds and wire it up; `group` is None for a gang of one."""
     if num_threads is not None:
         torch.set_num_threads(num_threads)
+    device = default_device() if group is None else group.device
     checkpoint = open_checkpoint(directory)
     text = checkpoint.config.text
     experts = ExpertMap(text.num_experts, options.num_shards)
     sizes = scheduler_config(text, options)
-    decoder = load_decoder(checkpoint, experts, rank, options.torch_dtype)
+    decoder = load_decoder(checkpoint, experts, rank, options.torch_dtype, device)
     keep_freed_memory()  # after loading: what that frees goes back
     return RankRunner(
         decoder,
-        KVCache.allocate(
-            text, sizes.num_full_blocks, sizes.num_sliding_blocks, sizes.block_size, options.torch_dtype
-        ),
+        KVCache.allocate(text, sizes, options.torch_dtype, device),
         LocalDispatcher(experts) if group is None else AllToAllDispatcher(group, experts),
         rank,
     )
+
+
+def default_device() -> torch.device:
+    """The GPU this process sees, if there is one."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def rank_maker(directory: Path, options: EngineOptions, num_threads: int) -> partial[RankRunner]:

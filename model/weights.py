@@ -77,16 +77,16 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
 
 
 def load_decoder(
-    checkpoint: Checkpoint, experts: ExpertMap, rank: int, dtype: torch.dtype, device: torch.device = CPU
+    checkpoint: Checkpoint, experts: ExpertMap, rank: int, dtype: torch.dtype, device: torch.device
 ) -> Decoder:
     """The decoder as `rank` holds it: everything but the experts of other ranks."""
     with device:
         decoder = Decoder(checkpoint.config.text, experts.num_local, dtype)
     _fill(decoder, checkpoint, "decoder", experts.local_range(rank))
-    return decoder.eval()
+    return decoder.to(device).eval()  # buffers are made on the CPU, so that they are the same everywhere
 
 
-def load_vision(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device = CPU) -> VisionTower:
+def load_vision(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> VisionTower:
     """The vision tower. Raises CheckpointError where the checkpoint has none."""
     if checkpoint.config.vision is None or not checkpoint.has_vision:
         raise CheckpointError(f"{checkpoint.directory}: this checkpoint has no vision tower")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from model.config import TextConfig
+from model.sched.config import SchedulerConfig
 
 
 @dataclass(frozen=True)
@@ -22,30 +23,23 @@ class KVCache:
 
     @classmethod
     def allocate(
-        cls,
-        text: TextConfig,
-        num_full_blocks: int,
-        num_sliding_blocks: int,
-        block_size: int,
-        dtype: torch.dtype,
-        device: torch.device | None = None,
+        cls, text: TextConfig, sizes: SchedulerConfig, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
         """Zeroed pools: a padded slot is masked, and 0 times a stale NaN would not be 0."""
-        num_blocks = {"full": num_full_blocks, "sliding": num_sliding_blocks}
+        num_blocks = {"full": sizes.num_full_blocks, "sliding": sizes.num_sliding_blocks}
+        shape = (sizes.block_size, 2, text.num_kv_heads, text.head_dim)
         return cls(
             pools=tuple(
-                torch.zeros(
-                    num_blocks[layer.attention] * block_size,
-                    2,
-                    text.num_kv_heads,
-                    text.head_dim,
-                    dtype=dtype,
-                    device=device,
-                )
+                torch.zeros(num_blocks[layer.attention] * shape[0], *shape[1:], dtype=dtype, device=device)
                 for layer in text.layers
             ),
-            block_size=block_size,
+            block_size=sizes.block_size,
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pools are."""
+        return self.pools[0].device
 
     def copy_block(self, layers: tuple[int, ...], source: int, target: int) -> None:
         """Copy one block in the given layers' pools."""

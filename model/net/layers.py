@@ -69,8 +69,8 @@ class GatedMLP(nn.Module):
 
 
 def rope_frequencies(rope: RopeConfig) -> torch.Tensor:
-    """Inverse frequencies [P] in float32, with llama3 scaling where the layer type has it."""
-    steps = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32) / rope.rotary_dim
+    """Inverse frequencies [P], float32, made on the CPU; with llama3 scaling where the layer type has it."""
+    steps = torch.arange(0, rope.rotary_dim, 2, dtype=torch.float32, device="cpu") / rope.rotary_dim
     frequencies = 1.0 / (rope.theta**steps)
     return frequencies if rope.scaling is None else _scale_llama3(frequencies, rope.scaling)
 

@@ -71,6 +71,7 @@ class Experts(nn.Module):
         counts_E = torch.tensor(counts)
         shift_E = torch.arange(num_experts) * most - counts_E.cumsum(0) + counts_E
         place_R = torch.arange(rows_RH.shape[0]) + shift_E.repeat_interleave(counts_E)
+        place_R = place_R.to(rows_RH.device)
         padded = rows_RH.new_zeros(num_experts * most, hidden).index_copy_(0, place_R, rows_RH)
         gate_up = torch.bmm(padded.view(num_experts, most, hidden), self.gate_up.transpose(1, 2))
         down = torch.bmm(silu_gate(gate_up, self.limit), self.down.transpose(1, 2))

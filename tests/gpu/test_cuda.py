@@ -63,6 +63,6 @@ def test_a_mixed_batch_gives_the_tokens_of_each_alone(checkpoint: Checkpoint) ->
 
 def test_the_vision_tower_gives_the_rows_of_the_cpu(checkpoint: Checkpoint) -> None:
     views = torch.randn(2, 3, 504, 504, generator=torch.Generator().manual_seed(0))
-    expected = load_vision(checkpoint, torch.float32)(views)
+    expected = load_vision(checkpoint, torch.float32, CPU)(views)
     rows = load_vision(checkpoint, torch.float32, CUDA)(views.cuda()).cpu()
     torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-3)

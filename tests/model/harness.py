@@ -18,6 +18,8 @@ from model.sched.scheduler import Scheduler
 from model.types import Delta, FinishReason, ImageSpan, Request, RequestKey, SamplingParams
 from model.weights import Checkpoint, load_decoder
 
+CPU = torch.device("cpu")
+
 
 @dataclass
 class Generated:
@@ -42,14 +44,14 @@ class RecordingDecoder:
         return logits_SV
 
 
-def local_runner(checkpoint: Checkpoint, options: EngineOptions) -> tuple[LocalRunner, RecordingDecoder]:
+def local_runner(
+    checkpoint: Checkpoint, options: EngineOptions, device: torch.device = CPU
+) -> tuple[LocalRunner, RecordingDecoder]:
     """One rank in this process whose logits are kept."""
     text = checkpoint.config.text
     experts, sizes = ExpertMap(text.num_experts, 1), scheduler_config(text, options)
-    decoder = RecordingDecoder(load_decoder(checkpoint, experts, 0, options.torch_dtype))
-    cache = KVCache.allocate(
-        text, sizes.num_full_blocks, sizes.num_sliding_blocks, sizes.block_size, options.torch_dtype
-    )
+    decoder = RecordingDecoder(load_decoder(checkpoint, experts, 0, options.torch_dtype, device))
+    cache = KVCache.allocate(text, sizes, options.torch_dtype, device)
     return LocalRunner(RankRunner(decoder, cache, LocalDispatcher(experts), 0)), decoder
 
 

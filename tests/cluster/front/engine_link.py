@@ -87,7 +87,7 @@ class TowerEncoder:
 
     @classmethod
     def load(cls, directory: Path) -> TowerEncoder:
-        return cls(load_vision(open_checkpoint(directory), torch.float32))
+        return cls(load_vision(open_checkpoint(directory), torch.float32, torch.device("cpu")))
 
     async def encode(self, images: Sequence[TiledImage]) -> list[torch.Tensor]:
         return [await asyncio.to_thread(self._tower.encode, image) for image in images]

@@ -30,7 +30,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 experts = ExpertMap(checkpoint.config.text.num_experts, world_size)
-decoder = load_decoder(checkpoint, experts, rank, torch.float32)
+decoder = load_decoder(checkpoint, experts, rank, torch.float32, torch.device("cpu"))
 done.set()
 thread.join()
 share = sum(p.numel() * p.element_size() for p in decoder.parameters())

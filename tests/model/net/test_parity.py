@@ -11,7 +11,7 @@ from typing import Any
 import checkpoints
 import pytest
 import torch
-from harness import greedy, local_runner, random_prompts, run
+from harness import CPU, greedy, local_runner, random_prompts, run
 from oracle import first_near_tie, logits_along
 
 from model.net.vision import VisionTower
@@ -116,7 +116,7 @@ def encode(tower: VisionTower, views: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_images_with_and_without_tiles_continue_as_transformers_does(checkpoint: Checkpoint) -> None:
-    tower = load_vision(checkpoint, torch.float32)
+    tower = load_vision(checkpoint, torch.float32, CPU)
     prompts, embeddings = {}, {}
     for num_tiles in (0, 2):
         prompt, spans = image_prompt(num_tiles, num_tiles)
@@ -135,7 +135,9 @@ def test_the_vision_tower_gives_the_rows_of_transformers(checkpoint: Checkpoint,
     reference = checkpoints.reference_model(checkpoint.directory).model
     with torch.inference_mode():
         expected = reference.multi_modal_projector(reference.vision_model(views).last_hidden_state)
-    torch.testing.assert_close(load_vision(checkpoint, torch.float32)(views), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        load_vision(checkpoint, torch.float32, CPU)(views), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_given_image_token_id_outside_of_an_image_is_an_ordinary_token(tmp_path: Path) -> None:

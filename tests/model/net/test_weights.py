@@ -16,6 +16,7 @@ from model.errors import CheckpointError
 from model.placement import ExpertMap
 from model.weights import Checkpoint, dequantize_fp8, load_decoder, load_vision, open_checkpoint
 
+CPU = torch.device("cpu")
 NORM = "model.layers.3.input_layernorm.weight"
 EXPERTS = "model.layers.3.moe.gate_proj.weight"
 
@@ -43,7 +44,7 @@ def edit_config(directory: Path, **text_fields: object) -> None:
 
 def decoder_state(checkpoint: Checkpoint, world_size: int = 1, rank: int = 0) -> dict[str, torch.Tensor]:
     experts = ExpertMap(checkpoint.config.text.num_experts, world_size)
-    return dict(load_decoder(checkpoint, experts, rank, torch.float32).named_parameters())
+    return dict(load_decoder(checkpoint, experts, rank, torch.float32, CPU).named_parameters())
 
 
 def test_a_missing_tensor_is_named(directory: Path) -> None:
@@ -123,7 +124,7 @@ def test_mtp_and_vision_may_be_absent_as_groups(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(bare)
     assert (checkpoint.has_mtp, checkpoint.has_vision) == (False, False)
     with pytest.raises(CheckpointError, match="no vision tower"):
-        load_vision(checkpoint, torch.float32)
+        load_vision(checkpoint, torch.float32, CPU)
 
 
 def test_a_step_3_5_checkpoint_without_vision_config_loads(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import pytest
 from cluster.processes import session_members
 from tests.e2e.conftest import FLUYT, run_fluyt, shell_env, write_config
 
+pytestmark = pytest.mark.slow  # every command is a process that imports torch or gRPC anew
+
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:

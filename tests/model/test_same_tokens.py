@@ -102,7 +102,7 @@ def alone(checkpoint: Checkpoint, runners: Callable[[int], LocalRunner]) -> dict
 
 
 @pytest.mark.parametrize("chunk_tokens", [16, 64, UNLIMITED])
-@pytest.mark.parametrize("num_shards", [1, 2, 4])
+@pytest.mark.parametrize("num_shards", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_batch_mates_chunks_and_shards_change_no_token(
     checkpoint: Checkpoint,
     runners: Callable[[int], LocalRunner],

@@ -13,7 +13,7 @@ from grpc import aio
 
 from cluster.config import ClusterConfig, GangSection
 from cluster.desk import Desk
-from cluster.discovery import Endpoint, new_epoch, new_secret, start_internal_server
+from cluster.discovery import Endpoint, EndpointSource, new_epoch, new_secret, start_internal_server
 from cluster.leader import Leader, follow
 from cluster.link import SchedulerLink
 from cluster.rank import Identity, RankLoop
@@ -132,6 +132,9 @@ class Place:
     async def endpoint(self) -> Endpoint:
         return await self.scheduler.endpoint()
 
+    async def kill(self) -> None:
+        await self.scheduler.kill()
+
 
 class SmallGang:
     """Leader and follower; `falls` collects the reasons for which the process would have ended."""
@@ -144,9 +147,9 @@ class SmallGang:
         self._tasks: list[asyncio.Task[None]] = []
         self._stack = AsyncExitStack()
 
-    async def start(self, *, fingerprint: str = "f", follower_fingerprint: str = "f") -> None:
+    async def start(self, fingerprints: tuple[str, str]) -> None:
         secret = new_secret()
-        own = self._identity(0, fingerprint)
+        own, other = (self._identity(rank, fingerprints[rank]) for rank in range(2))
         self.leader = Leader(own, secret, self.falls.append)
         server, address = await start_internal_server(
             HOST, lambda server: steps_pb2_grpc.add_StepsServicer_to_server(self.leader, server)
@@ -157,7 +160,6 @@ class SmallGang:
         )
         self.leader.handle_own = loop0.handle
         answers: asyncio.Queue[steps.FromRank] = asyncio.Queue()
-        other = self._identity(1, follower_fingerprint)
         loop1 = RankLoop(self.workers[1], other, answers.put_nowait, self.falls.append)
         self._stack.push_async_callback(loop0.close)
         self._stack.push_async_callback(loop1.close)
@@ -186,22 +188,50 @@ class SmallCluster:
 
 
 @asynccontextmanager
-async def small_cluster(config: ClusterConfig = CONFIG, **worker: Any) -> AsyncIterator[SmallCluster]:
-    """A running cluster whose link is ready."""
+async def running_scheduler(config: ClusterConfig = CONFIG) -> AsyncIterator[Scheduler]:
+    """A scheduler that listens."""
     scheduler = Scheduler(config)
     await scheduler.start()
-    place = Place(scheduler)
-    gang = SmallGang(place, **worker)
-    await gang.start()
-    link = SchedulerLink(place.endpoint, "door")
+    try:
+        yield scheduler
+    finally:
+        await scheduler.kill()
+
+
+@asynccontextmanager
+async def running_gang(
+    place: Place, gang_id: str = "gang", *, fingerprints: tuple[str, str] = ("f", "f"), **worker: Any
+) -> AsyncIterator[SmallGang]:
+    """A gang that dials the scheduler; `fingerprints` of rank 0 and 1."""
+    gang = SmallGang(place, gang_id, **worker)
+    try:
+        await gang.start(fingerprints)
+        yield gang
+    finally:
+        await gang.close()
+
+
+@asynccontextmanager
+async def running_link(source: EndpointSource, instance: str = "other door") -> AsyncIterator[SchedulerLink]:
+    """A front door's link that dials."""
+    link = SchedulerLink(source, instance)
     link.start()
     try:
-        await until(lambda: link.ready)
-        yield SmallCluster(place, gang, link)
+        yield link
     finally:
         await link.close()
-        await gang.close()
-        await place.scheduler.kill()
+
+
+@asynccontextmanager
+async def small_cluster(config: ClusterConfig = CONFIG, **worker: Any) -> AsyncIterator[SmallCluster]:
+    """A running cluster whose link is ready."""
+    async with AsyncExitStack() as stack:
+        place = Place(await stack.enter_async_context(running_scheduler(config)))
+        stack.push_async_callback(place.kill)  # a test may have put another scheduler there
+        gang = await stack.enter_async_context(running_gang(place, **worker))
+        link = await stack.enter_async_context(running_link(place.endpoint, "door"))
+        await until(lambda: link.ready)
+        yield SmallCluster(place, gang, link)
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:

@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from grpc import aio
 
 from cluster.discovery import Endpoint
-from cluster.link import SchedulerLink
 from protos.fluyt.v1 import steps_pb2 as steps
 from protos.fluyt.v1 import steps_pb2_grpc
-from tests.cluster.ray.small_cluster import Place, Scheduler, SmallGang, small_cluster, until
+from tests.cluster.ray.small_cluster import (
+    Place,
+    running_gang,
+    running_link,
+    running_scheduler,
+    small_cluster,
+    until,
+)
 
 
 async def test_a_gang_of_another_model_is_refused_with_both_fingerprints() -> None:
-    async with small_cluster() as cluster:
-        second = SmallGang(cluster.place, "second")
-        reasons: list[str] = []
-        endpoint = await cluster.place.endpoint()
-        await second.start(fingerprint="other", follower_fingerprint="other")
+    async with (
+        small_cluster() as cluster,
+        running_gang(cluster.place, "second", fingerprints=("other", "other")) as second,
+    ):
         await until(second.leader._everyone_is_here.is_set)
-        try:
-            await second.leader._converse(endpoint, lambda: None)
-        except aio.AioRpcError as error:
-            reasons.append(error.details() or "")
-        assert reasons == ["fingerprint is 'other', expected 'f'"]
-        await second.close()
+        with pytest.raises(aio.AioRpcError) as caught:
+            await second.leader._converse(await cluster.place.endpoint(), lambda: None)
+        assert caught.value.details() == "fingerprint is 'other', expected 'f'"
 
 
 async def test_a_rank_of_another_model_is_refused_by_its_leader() -> None:
-    scheduler = Scheduler()
-    await scheduler.start()
-    gang = SmallGang(Place(scheduler))
-    await gang.start(follower_fingerprint="other")
-    with pytest.raises(aio.AioRpcError, match="fingerprint is 'other', expected 'f'"):
-        await gang.follower
-    assert not scheduler.desk._seats
-    await gang.close()
-    await scheduler.kill()
+    async with (
+        running_scheduler() as scheduler,
+        running_gang(Place(scheduler), fingerprints=("f", "other")) as gang,
+    ):
+        with pytest.raises(aio.AioRpcError, match="fingerprint is 'other', expected 'f'"):
+            await gang.follower
+        assert not scheduler.desk._seats
 
 
 async def test_a_gang_has_as_many_blocks_as_the_rank_with_the_fewest() -> None:
@@ -49,48 +50,40 @@ async def test_a_gang_has_as_many_blocks_as_the_rank_with_the_fewest() -> None:
 
 @pytest.mark.parametrize("method", ["Submit", "Gang"])
 async def test_a_stream_with_a_wrong_secret_is_refused(method: str) -> None:
-    scheduler = Scheduler()
-    await scheduler.start()
-    channel = aio.insecure_channel(scheduler.address)
-    call = getattr(steps_pb2_grpc.StepsStub(channel), method)(metadata=(("fluyt-secret", "wrong"),))
-    with pytest.raises(aio.AioRpcError, match="wrong or missing"):
-        await call.read()
-    await channel.close()
-    await scheduler.kill()
+    async with running_scheduler() as scheduler, aio.insecure_channel(scheduler.address) as channel:
+        call = getattr(steps_pb2_grpc.StepsStub(channel), method)(metadata=(("fluyt-secret", "wrong"),))
+        with pytest.raises(aio.AioRpcError, match="wrong or missing"):
+            await call.read()
 
 
 async def test_a_front_door_of_another_epoch_is_refused_with_both() -> None:
-    scheduler = Scheduler()
-    await scheduler.start()
-    true = await scheduler.endpoint()
+    async with running_scheduler() as scheduler:
+        true = await scheduler.endpoint()
 
-    async def stale() -> Endpoint:
-        return Endpoint(true.address, "old", true.secret)
+        async def stale() -> Endpoint:
+            return Endpoint(true.address, "old", true.secret)
 
-    link = SchedulerLink(stale, "door")
-    link.start()
-    await until(lambda: "epoch is 'old'" in link._last_problem)
-    assert true.epoch in link._last_problem
-    await link.close()
-    await scheduler.kill()
+        async with running_link(stale) as link:
+            await until(lambda: "epoch is 'old'" in link._last_problem)
+            assert true.epoch in link._last_problem
 
 
 async def test_ranks_meet_and_hear_where_rank_0_listens() -> None:
-    scheduler = Scheduler()
-    await scheduler.start()
-    endpoint = await scheduler.endpoint()
-    channel = aio.insecure_channel(endpoint.address)
-    stub = steps_pb2_grpc.StepsStub(channel)
-    common = {"gang_id": "g", "world_size": 2, "proto_version": 1}
-    other = asyncio.ensure_future(stub.Join(steps.JoinRequest(rank=1, **common), metadata=endpoint.metadata))
-    await asyncio.sleep(0.05)
-    assert not other.done()
-    first = steps.JoinRequest(rank=0, leader_host="h", store_port=1, rank_port=2, gang_secret="s", **common)
-    await stub.Join(first, metadata=endpoint.metadata)
-    assert await other == steps.JoinReply(leader_host="h", store_port=1, rank_port=2, gang_secret="s")
-    with pytest.raises(aio.AioRpcError, match="world_size is 3, expected 2"):
-        await stub.Join(
-            steps.JoinRequest(gang_id="g", world_size=3, proto_version=1), metadata=endpoint.metadata
-        )
-    await channel.close()
-    await scheduler.kill()
+    common: dict[str, Any] = {"gang_id": "g", "world_size": 2, "proto_version": 1}
+    async with running_scheduler() as scheduler, aio.insecure_channel(scheduler.address) as channel:
+        metadata = (await scheduler.endpoint()).metadata
+        stub = steps_pb2_grpc.StepsStub(channel)
+        other = asyncio.ensure_future(stub.Join(steps.JoinRequest(rank=1, **common), metadata=metadata))
+        await asyncio.sleep(0.05)
+        assert not other.done()
+        leader = {"leader_host": "h", "store_port": 1, "rank_port": 2, "gang_secret": "s"}
+        await stub.Join(steps.JoinRequest(rank=0, **common, **leader), metadata=metadata)
+        assert await other == steps.JoinReply(**leader)
+
+
+async def test_a_rank_of_a_gang_of_another_size_is_refused() -> None:
+    async with running_scheduler() as scheduler, aio.insecure_channel(scheduler.address) as channel:
+        stub = steps_pb2_grpc.StepsStub(channel)
+        request = steps.JoinRequest(gang_id="g", world_size=3, proto_version=1)
+        with pytest.raises(aio.AioRpcError, match="world_size is 3, expected 2"):
+            await stub.Join(request, metadata=(await scheduler.endpoint()).metadata)

@@ -8,17 +8,18 @@ import pytest
 
 from cluster.discovery import start_internal_server
 from cluster.embeddings import EmbeddingsService
-from cluster.link import SchedulerLink
 from model.errors import AlreadyExists, Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
 from model.types import FinishReason, ImageSpan, RequestKey
 from protos.fluyt.v1 import steps_pb2 as steps
 from tests.cluster.ray.small_cluster import (
     HOST,
     Scheduler,
-    SmallGang,
     answer,
     request,
     rows,
+    running_gang,
+    running_link,
+    running_scheduler,
     small_cluster,
     token_at,
     token_ids,
@@ -100,16 +101,13 @@ async def test_abort_by_key_ends_as_aborted_with_usage() -> None:
 
 
 async def test_a_second_front_door_may_abort_a_request_of_the_first() -> None:
-    async with small_cluster(step_s=0.005) as cluster:
-        other = SchedulerLink(cluster.place.endpoint, "other door")
-        other.start()
+    async with small_cluster(step_s=0.005) as cluster, running_link(cluster.place.endpoint) as other:
         await until(lambda: other.ready)
         deltas = []
         async for delta in cluster.link.submit(request("a", max_tokens=200), None):
             deltas.append(delta)
             if len(deltas) == 1:
                 other.abort(RequestKey("local", "a"))
-        await other.close()
     assert deltas[-1].finish_reason is FinishReason.ABORTED
 
 
@@ -125,9 +123,7 @@ async def test_closing_the_iterator_frees_everything() -> None:
 
 
 async def test_a_front_door_that_leaves_takes_its_requests_along() -> None:
-    async with small_cluster(step_s=0.005) as cluster:
-        other = SchedulerLink(cluster.place.endpoint, "other door")
-        other.start()
+    async with small_cluster(step_s=0.005) as cluster, running_link(cluster.place.endpoint) as other:
         await until(lambda: other.ready)
         stream = other.submit(request("a", max_tokens=200), None)
         await anext(stream)
@@ -144,18 +140,15 @@ async def test_a_deadline_ends_a_request_that_runs() -> None:
 
 
 async def test_a_key_that_is_open_is_refused_and_the_open_request_goes_on() -> None:
-    async with small_cluster(step_s=0.005) as cluster:
+    async with small_cluster(step_s=0.005) as cluster, running_link(cluster.place.endpoint) as other:
+        await until(lambda: other.ready)
         stream = cluster.link.submit(request("a"), None)
         first = await anext(stream)
         with pytest.raises(AlreadyExists):
             await answer(cluster.link, request("a"))
-        other = SchedulerLink(cluster.place.endpoint, "other door")
-        other.start()
-        await until(lambda: other.ready)
         (refused,) = await answer(other, request("a"))
         assert isinstance(refused.error, AlreadyExists)
         rest = [delta async for delta in stream]
-        await other.close()
     assert len(token_ids([first, *rest])) == 10
 
 
@@ -185,16 +178,11 @@ async def test_load_counts_what_runs() -> None:
 
 
 async def test_without_a_gang_the_link_is_not_ready_and_says_why() -> None:
-    scheduler = Scheduler()
-    await scheduler.start()
-    link = SchedulerLink(scheduler.endpoint, "door")
-    link.start()
-    await until(lambda: bool(link.epoch))
-    assert not link.ready
-    with pytest.raises(Unavailable, match="no gang"):
-        await answer(link, request("a"))
-    await link.close()
-    await scheduler.kill()
+    async with running_scheduler() as scheduler, running_link(scheduler.endpoint) as link:
+        await until(lambda: bool(link.epoch))
+        assert not link.ready
+        with pytest.raises(Unavailable, match="no gang"):
+            await answer(link, request("a"))
 
 
 async def test_a_restarted_scheduler_is_found_and_running_requests_end_unavailable() -> None:
@@ -221,13 +209,11 @@ async def test_a_gang_that_dials_again_gets_a_higher_generation() -> None:
         desk = cluster.place.scheduler.desk
         (first,) = desk._seats
         await cluster.gang.close()
-        await until(lambda: not desk._seats)
-        again = SmallGang(cluster.place)
-        await again.start()
-        await until(lambda: bool(desk._seats))
-        assert desk._seats[0].generation > first.generation
-        assert len(token_ids(await answer(cluster.link, request("a")))) == 10
-        await again.close()
+        await until(lambda: not desk._seats and not cluster.link.ready)
+        async with running_gang(cluster.place):
+            await until(lambda: cluster.link.ready)
+            assert desk._seats[0].generation > first.generation
+            assert len(token_ids(await answer(cluster.link, request("a")))) == 10
 
 
 async def test_a_lost_gang_ends_its_requests_and_health_says_so() -> None:
@@ -251,14 +237,14 @@ async def test_a_rank_that_raises_brings_the_gang_down() -> None:
 
 
 async def test_a_second_gang_shares_the_work() -> None:
-    async with small_cluster(step_s=0.005) as cluster:
-        second = SmallGang(cluster.place, "second", step_s=0.005)
-        await second.start()
+    async with (
+        small_cluster(step_s=0.005) as cluster,
+        running_gang(cluster.place, "second", step_s=0.005) as second,
+    ):
         desk = cluster.place.scheduler.desk
         await until(lambda: len(desk._seats) == 2)
         await asyncio.gather(*(answer(cluster.link, request(f"r{i}")) for i in range(4)))
         assert sum(len(worker.num_sampled) for worker in second.workers) == 2
-        await second.close()
 
 
 async def test_images_reach_the_rank_before_their_sequence_is_planned() -> None:

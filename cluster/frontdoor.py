@@ -19,9 +19,9 @@ from cluster.embeddings_store import EmbeddingStore
 from cluster.frontdoor_server import ServerOptions, start_server
 from cluster.handles import HandleEncoder, endpoint_source
 from cluster.link import SchedulerLink
-from cluster.logs import set_up_logging
 from cluster.node import node_host
 from cluster.preprocess import TextStage
+from cluster.process_setup import give_way_to_ranks, set_up_logging
 from cluster.servicer import InferenceServicer, ServiceOptions
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class FrontDoor:
         # Nobody here calls the shards: the handle makes them part of the application.
         del shards
         set_up_logging()
+        give_way_to_ranks()
         self._config = parse(data)
         text, checkpoint = await asyncio.to_thread(load, self._config)
         instance = secrets.token_hex(4)

@@ -11,8 +11,8 @@ from cluster.checkpoint import checkpoint_dir
 from cluster.config import parse
 from cluster.desk import Desk
 from cluster.discovery import Endpoint, new_epoch, new_secret, start_internal_server
-from cluster.logs import set_up_logging
 from cluster.node import node_host
+from cluster.process_setup import give_way_to_ranks, set_up_logging
 from cluster.steps_service import StepsService
 from model.config import read_config
 from protos.fluyt.v1 import steps_pb2_grpc
@@ -23,6 +23,7 @@ class DecodeScheduler:
 
     async def __init__(self, data: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         set_up_logging()
+        give_way_to_ranks()
         config = parse(data)
         model = read_config(checkpoint_dir(config.model.directory))
         self._desk = Desk(new_epoch())

@@ -30,8 +30,8 @@ from cluster.discovery import (
 )
 from cluster.handles import endpoint_source
 from cluster.leader import Leader, follow
-from cluster.logs import set_up_logging
 from cluster.node import node_host
+from cluster.process_setup import set_up_logging
 from cluster.rank import Identity, RankLoop, Worker
 from protos.fluyt.v1 import steps_pb2 as steps
 from protos.fluyt.v1 import steps_pb2_grpc

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cluster.checkpoint import checkpoint_dir
 from cluster.config import MIB, ClusterConfig, parse
-from cluster.logs import set_up_logging
+from cluster.process_setup import give_way_to_ranks, set_up_logging
 from model.text.images import TiledImage
 
 Rows = NDArray[Any]  # [num_rows, hidden]
@@ -25,6 +25,7 @@ class VisionEncoder:
 
     async def __init__(self, data: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         set_up_logging()
+        give_way_to_ranks()
         config = parse(data)
         encode = await asyncio.to_thread(load_tower, config)
         self._queue = EncodeQueue(encode, config.vision.cache_mib * MIB)

@@ -72,6 +72,7 @@ def test_step_time_is_that_of_the_rank_alone_not_of_the_wait(gang: Gang) -> None
     assert 50_000 <= gang.runner.result().step_us < 400_000
 
 
+@pytest.mark.slow
 def test_submitting_more_than_a_pipe_holds_does_not_wait_for_the_step_that_runs(gang: Gang) -> None:
     gang.submit(gangs.nap, 1.0)
     begin = time.monotonic()
@@ -135,6 +136,7 @@ def test_a_rank_killed_while_the_others_compute_is_seen_within_a_second(mortal_g
     assert seconds < 2
 
 
+@pytest.mark.slow
 def test_an_idle_gang_that_lost_a_rank_says_so_at_the_next_step_and_ever_after(mortal_single: Gang) -> None:
     os.kill(mortal_single.runner.pids[0], signal.SIGKILL)
     time.sleep(0.1)
@@ -145,11 +147,13 @@ def test_an_idle_gang_that_lost_a_rank_says_so_at_the_next_step_and_ever_after(m
     assert fall_of(mortal_single)[0] == message
 
 
+@pytest.mark.slow
 def test_a_step_that_a_rank_cannot_read_ends_the_gang(mortal_single: Gang) -> None:
     mortal_single.submit(gangs.size_of, gangs.Unreadable())
     assert "rank 0: ValueError: invalid literal for int" in fall_of(mortal_single)[0]
 
 
+@pytest.mark.slow
 def test_closing_in_the_middle_of_a_step_ends_it_and_whoever_waits(mortal_single: Gang) -> None:
     mortal_single.submit(gangs.nap, 3600)
     closing = threading.Timer(0.3, mortal_single.runner.close)
@@ -161,6 +165,7 @@ def test_closing_in_the_middle_of_a_step_ends_it_and_whoever_waits(mortal_single
     assert await_gone(mortal_single.runner.pids, 0.1)
 
 
+@pytest.mark.slow
 def test_closing_twice_leaves_nothing(mortal_single: Gang) -> None:
     mortal_single.runner.close()
     mortal_single.runner.close()

@@ -40,6 +40,7 @@ def test_uneven_rows_arrive_in_rank_order(gang: Gang, dtype: torch.dtype) -> Non
         assert torch.equal(came, expected)
 
 
+@pytest.mark.slow
 def test_a_rank_that_finds_no_store_is_told_where_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "MEETING_TIMEOUT_S", 0.2)
     store, port = parallel.open_store("127.0.0.1")
@@ -55,6 +56,7 @@ def test_a_rank_whose_mates_never_come_gives_up(monkeypatch: pytest.MonkeyPatch)
         parallel.join(0, 2, "127.0.0.1", port)
 
 
+@pytest.mark.slow
 def test_joining_writes_nothing_and_warns_of_nothing() -> None:
     script = (
         "from model import parallel; import torch;"

@@ -115,7 +115,7 @@ def test_batch_mates_chunks_and_shards_change_no_token(
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7])
-@pytest.mark.parametrize("num_shards", [1, 2])
+@pytest.mark.parametrize("num_shards", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_small_chunks_change_no_token(
     checkpoint: Checkpoint,
     runners: Callable[[int], LocalRunner],

@@ -181,6 +181,7 @@ async def connection_survives_pings(server_interval_s: float) -> bool:
         return channel.get_state() is grpc.ChannelConnectivity.READY
 
 
+@pytest.mark.slow
 async def test_clients_may_ping_at_the_interval_that_is_set_and_no_faster() -> None:
     survived = await asyncio.gather(connection_survives_pings(0.5), connection_survives_pings(60))
     assert survived == [True, False]

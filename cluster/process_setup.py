@@ -26,4 +26,5 @@ def give_way_to_ranks() -> None:
 
     A step is planned ahead, so what the scheduler and the front door do has a whole step's time.
     """
-    os.nice(_NICENESS - os.nice(0))
+    # Never less than it is: where Ray's workers start at 15, only root may go back.
+    os.nice(max(0, _NICENESS - os.nice(0)))

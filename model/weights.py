@@ -31,7 +31,6 @@ PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
 FP8_DTYPE = "F8_E4M3"
 SCALE_SUFFIX = "_scale_inv"
 NUM_NAMES_SHOWN = 5
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)

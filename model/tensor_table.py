@@ -22,13 +22,12 @@ class Entry:
 
     `adds_one`: files hold w, we hold 1 + w (RMS norms). `num_repeats`: the tensor is one row, repeated.
     `is_stacked`: dimension 0 counts experts, a rank takes its own, and `first_row` counts in dimension 1.
-    `parameter` is empty where nothing reads the tensor yet (MTP layers).
     """
 
     name: str
     shape: tuple[int, ...]
     group: Group
-    parameter: str = ""
+    parameter: str
     first_row: int = 0
     adds_one: bool = False
     is_stacked: bool = False
@@ -104,22 +103,18 @@ def _moe(text: TextConfig, theirs: str, ours: str) -> Iterator[Entry]:
 
 
 def _mtp(text: TextConfig) -> Iterator[Entry]:
-    """Names of the MTP layers: held to be strict; loaded once speculation reads them."""
+    """A layer behind a join of embedding and hidden state, with a head of its own (model.net.mtp)."""
     hidden, vocab = text.hidden_size, text.vocab_size
-    for layer in text.mtp_layers:
-        theirs = f"model.layers.{layer.index}"
-        shapes: list[tuple[str, tuple[int, ...]]] = [
-            ("enorm.weight", (hidden,)),
-            ("hnorm.weight", (hidden,)),
-            ("eh_proj.weight", (hidden, 2 * hidden)),
-            ("transformer.shared_head.norm.weight", (hidden,)),
-            ("transformer.shared_head.output.weight", (vocab, hidden)),
-        ]
-        layer_entries = [*_attention(text, layer, theirs, "", "mtp")]
-        layer_entries += _mlp(f"{theirs}.mlp", "", hidden, text.dense_width, "mtp")
-        shapes += [(entry.name.removeprefix(theirs + "."), entry.shape) for entry in layer_entries]
-        for name, shape in shapes:
-            yield Entry(f"{theirs}.{name}", shape, "mtp")
+    for index, layer in enumerate(text.mtp_layers):
+        ours, theirs = f"layers.{index}", f"model.layers.{layer.index}"
+        for name in ("enorm", "hnorm"):
+            yield Entry(f"{theirs}.{name}.weight", (hidden,), "mtp", f"{ours}.{name}.scale", adds_one=True)
+        yield Entry(f"{theirs}.eh_proj.weight", (hidden, 2 * hidden), "mtp", f"{ours}.eh_proj")
+        yield from _attention(text, layer, theirs, f"{ours}.block", "mtp")
+        yield from _mlp(f"{theirs}.mlp", f"{ours}.block.mlp", hidden, text.dense_width, "mtp")
+        head = f"{theirs}.transformer.shared_head"
+        yield Entry(f"{head}.norm.weight", (hidden,), "mtp", f"{ours}.norm.scale", adds_one=True)
+        yield Entry(f"{head}.output.weight", (vocab, hidden), "mtp", f"{ours}.head")
 
 
 def _vision(vision: VisionConfig, hidden: int) -> Iterator[Entry]:

@@ -23,6 +23,7 @@ from torch import nn
 from model.config import ModelConfig, read_config
 from model.errors import CheckpointError
 from model.net.decoder import Decoder
+from model.net.mtp import MTP
 from model.net.vision import VisionTower
 from model.placement import ExpertMap
 from model.tensor_table import Entry, Group, tensor_table
@@ -93,6 +94,16 @@ def load_vision(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device
         tower = VisionTower(checkpoint.config.vision, checkpoint.config.text.hidden_size, dtype)
     _fill(tower, checkpoint, "vision", range(0))
     return tower.eval()
+
+
+def load_mtp(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> MTP:
+    """The MTP layers. Raises CheckpointError where the checkpoint has none."""
+    if not checkpoint.has_mtp:
+        raise CheckpointError(f"{checkpoint.directory}: this checkpoint has no MTP layers")
+    with device:
+        mtp = MTP(checkpoint.config.text, dtype)
+    _fill(mtp, checkpoint, "mtp", range(0))
+    return mtp.eval()
 
 
 def _scan(directory: Path) -> dict[str, StoredTensor]:

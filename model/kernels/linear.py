@@ -18,9 +18,9 @@ def linear(x_MK: torch.Tensor, weight_NK: torch.Tensor) -> torch.Tensor:
     """x @ weight.T. On CPU in float32, many rows go to oneDNN: torch would take MKL, half as fast on AMD."""
     num_rows = x_MK.shape[0]
     use_onednn = (
-        num_rows >= MIN_ROWS_FOR_ONEDNN
+        x_MK.device.type == "cpu"  # first: a compiled graph on a GPU cannot ask what follows
+        and num_rows >= MIN_ROWS_FOR_ONEDNN
         and x_MK.dtype == torch.float32
-        and x_MK.device.type == "cpu"
         and torch.is_inference_mode_enabled()  # the operator has no gradient
         and torch.backends.mkldnn.is_available()  # x86; not on every ARM build
     )

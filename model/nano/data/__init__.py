@@ -1,0 +1,1 @@
+"""Pictures and questions made by code: what the default model learns from and is judged by."""

@@ -1,0 +1,51 @@
+"""What a maker of examples gives: a picture, where things stand in it, and what can be asked about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+# Characters whose places are labels of the vision tower, then places that are no characters: the top
+# end of a bar or a point of a line, the corners of a thing one can tap, a coloured marker.
+CHARACTERS = "".join(chr(code) for code in range(33, 127))
+BAR_END, BOX_START, BOX_END, MARKER = "bar_end", "box_start", "box_end", "marker"
+KINDS = (*CHARACTERS, BAR_END, BOX_START, BOX_END, MARKER)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something stands at (x, y), in pixels of the picture. `kind` is one of KINDS."""
+
+    kind: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and its exact answer.
+
+    `thought` is the usual thinking, "" where the answer is plain to see; `steps` spells it out
+    (`Reasoning: high`). `box` (left, top, right, bottom in pixels) is where a point has to lie.
+    """
+
+    question: str
+    answer: str
+    thought: str = ""
+    steps: str = ""
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture and its exchanges. Mode RGB, or I;16 for scans.
+
+    `drill` is a long transcription, for training alone: it teaches a hundred tokens where an answer
+    teaches six, and one wrong character in a hundred would make it a wrong answer.
+    """
+
+    picture: Image.Image
+    marks: tuple[Mark, ...]
+    exchanges: tuple[Exchange, ...]
+    drill: Exchange | None = None

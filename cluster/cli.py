@@ -194,5 +194,16 @@ def cluster(
     cli_bench.cluster(streams, as_json)
 
 
+@bench.command()
+def nano(
+    count: Annotated[int, typer.Option(help="Questions of each kind.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """What the default model gets right, asked over gRPC through an application of its own."""
+    from cluster import cli_bench
+
+    cli_bench.nano(count, as_json)
+
+
 if __name__ == "__main__":
     main()

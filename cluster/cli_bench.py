@@ -7,9 +7,14 @@ import json
 import os
 import sys
 import tempfile
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from model.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from cluster.config import ClusterConfig
 
 CLUSTER_ROUNDS = 5
 
@@ -28,6 +33,26 @@ def cluster(num_streams: int, as_json: bool) -> None:
     if num_streams < 1:
         raise InvalidRequest("--streams", f"{num_streams} is below 1")
     from cluster.bench_cluster import bench_cluster
+
+    with _own_application() as (address, config):
+        result = asyncio.run(bench_cluster(address, config, num_streams, CLUSTER_ROUNDS))
+    _print(result, as_json)
+
+
+def nano(count: int, as_json: bool) -> None:
+    """The default model's examination through an application of its own."""
+    if count < 1:
+        raise InvalidRequest("--count", f"{count} is below 1")
+    from cluster.bench_nano import bench_nano
+
+    with _own_application() as (address, _):
+        result = bench_nano(address, count)
+    _print(result, as_json)
+
+
+@contextmanager
+def _own_application() -> Iterator[tuple[str, ClusterConfig]]:
+    """An application with ports and state of its own; ends it on leaving."""
     from cluster.cli_up import progress
     from cluster.config import ClusterConfig
     from cluster.local_ray import free_port
@@ -38,12 +63,10 @@ def cluster(num_streams: int, as_json: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="fluyt-bench-") as directory:
         os.environ["FLUYT_STATE_DIR"] = directory
         try:
-            state = up(config, None, report)
-            result = asyncio.run(bench_cluster(state.address, config, num_streams, CLUSTER_ROUNDS))
+            yield up(config, None, report).address, config
         finally:
             down(report)
             os.chdir("/")  # the directory that Ray was used from goes
-    _print(result, as_json)
 
 
 def _print(result: dict[str, Any], as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Random weights as safetensors files.
+"""Random weights, and how weights become safetensors files.
 
 Values come from an integer hash of (seed, tensor name, position), not from a library's generator:
 the same bytes on every machine and with every version, and a tensor keeps its values when others change.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -53,28 +53,32 @@ def _shift(x: torch.Tensor, num_bits: int) -> torch.Tensor:
 def write_weights(
     directory: Path, table: Mapping[str, TensorSpec], *, dtype: str, num_files: int, seed: int
 ) -> None:
-    """Write the tensors into `num_files` files of about equal size, and their index.
+    """Write the random tensors into `num_files` files of about equal size, and their index."""
+    write_files(
+        directory, _split(table, num_files), lambda name: make_tensor(name, table[name], _DTYPES[dtype], seed)
+    )
+
+
+def write_files(
+    directory: Path, files: Sequence[Sequence[str]], tensor_of: Callable[[str], torch.Tensor]
+) -> None:
+    """Write one file for each list of names, and the index; one file's tensors are in memory at a time.
 
     One file is called model.safetensors and has no index, as usual.
     """
     index: dict[str, str] = {}
-    files = _split(table, num_files)
+    num_bytes = 0
     for number, names in enumerate(files, start=1):
-        file = "model.safetensors" if num_files == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-        tensors = {name: make_tensor(name, table[name], _DTYPES[dtype], seed) for name in names}
+        file = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
+        tensors = {name: tensor_of(name) for name in names}
         save_file(tensors, directory / file, metadata={"format": "pt"})
         (directory / file).chmod(0o644)  # safetensors writes files that only their owner may read
         index |= dict.fromkeys(names, file)
-    if num_files > 1:
-        sizes = (_num_bytes(spec, dtype) for spec in table.values())
-        content = {"metadata": {"total_size": sum(sizes)}, "weight_map": dict(sorted(index.items()))}
+        num_bytes += sum(tensor.nbytes for tensor in tensors.values())
+    if len(files) > 1:
+        content = {"metadata": {"total_size": num_bytes}, "weight_map": dict(sorted(index.items()))}
         text = json.dumps(content, indent=2) + "\n"
         (directory / "model.safetensors.index.json").write_text(text, encoding="utf-8")
-
-
-def _num_bytes(spec: TensorSpec, dtype: str) -> int:
-    item_bytes = 4 if spec.is_float32 else _DTYPES[dtype].itemsize
-    return math.prod(spec.shape) * item_bytes
 
 
 def _split(table: Mapping[str, TensorSpec], num_files: int) -> list[list[str]]:

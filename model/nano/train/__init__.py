@@ -1,0 +1,1 @@
+"""How the default model is trained: chunks of lessons, the training forward, the loop."""

@@ -22,15 +22,22 @@ from typing import Any
 import torch
 
 from model.local import LocalServer, open_server
-from model.nano.shape import Shape
+from model.nano.shape import Shape, TokenIds
 from model.nano.write import write_model
 from model.options import EngineOptions
 from model.sampling import SamplingOptions
 from model.text.prompt import PreparedPrompt
 
-# 12 M parameters: large enough that the network, not the interpreter, is most of a step.
-PEER_SHAPE = Shape(hidden=256, dense_width=512, expert_width=128, shared_width=128)
-NUM_TEXT_IDS = 1186
+# 12 M parameters: large enough that the network, not the interpreter, is most of a step. The vocabulary
+# is not that of the default model: numbers of before and after a change of its tokenizer compare.
+PEER_SHAPE = Shape(
+    hidden=256,
+    dense_width=512,
+    expert_width=128,
+    shared_width=128,
+    vocab_size=1216,
+    tokens=TokenIds(image=1187, eos=(1, 2, 1193), num_text_ids=1186),
+)
 
 # (prompts [streams, tokens], new tokens of each) -> seconds, token ids of each stream.
 Run = Callable[[torch.Tensor, int], tuple[float, list[list[int]]]]
@@ -78,7 +85,7 @@ def bench_engine(num_rounds: int, num_threads: int) -> dict[str, Any]:
 def _compare(run_ours: Run, run_theirs: Run, load: Load, num_rounds: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(load.num_streams)
     shape = (load.num_streams, load.num_prompt_tokens)
-    prompts = torch.randint(3, NUM_TEXT_IDS, shape, generator=generator)
+    prompts = torch.randint(3, PEER_SHAPE.tokens.num_text_ids, shape, generator=generator)
     num_tokens = load.num_streams * load.num_tokens
     ours, theirs = [], []
     for round_index in range(num_rounds + 1):

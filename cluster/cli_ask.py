@@ -15,12 +15,12 @@ from cluster.cli_flags import Sampling, program, read_bytes
 from cluster.client import Client, ServerError, chat_request, collect
 from cluster.state import read_state
 from model.errors import FluytError, InvalidRequest
+from model.nano import ABOUT
 from protos.fluyt.v1 import inference_pb2 as pb
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 # A server that is there answers at once.
 HELLO_TIMEOUT_S = 5.0
-NOISE = "The default model is small and random: what it says is noise."
 DEFAULT_MODEL_NAME = "nano"
 
 
@@ -73,7 +73,7 @@ async def _ask(request: pb.GenerateRequest, target: Target, as_json: bool) -> No
             print(json.dumps(to_json([event async for event in client.generate(request)])))
             return
         if name == DEFAULT_MODEL_NAME:
-            print(NOISE, file=sys.stderr)
+            print(ABOUT, file=sys.stderr)
         async for event in client.generate(request):
             print(event.delta.text, end="", flush=True)
         print()

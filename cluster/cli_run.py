@@ -13,6 +13,7 @@ from cluster.checkpoint import checkpoint_dir
 from cluster.cli_flags import Prompts, Sampling, read_bytes
 from model.errors import CheckpointError, InvalidRequest
 from model.local import Answer, LocalServer, open_server, prompt_builder
+from model.nano import ABOUT
 from model.options import EngineOptions
 from model.sampling import SamplingOptions
 from model.text.chat_json import question, read_conversation
@@ -21,7 +22,6 @@ from model.text.output import OutputEvent
 from model.text.prompt import PreparedPrompt, PromptBuilder, check_ids
 from model.weights import Checkpoint, open_checkpoint
 
-NOISE = "The default model is small and random: what it says is noise."
 _CONVERSATION_KEYS = ("messages", "tools", "reasoning_effort", "add_generation_prompt")
 _SAMPLING_KEYS = tuple(field.name for field in fields(SamplingOptions))
 
@@ -43,7 +43,7 @@ def run(
     builder = _builder_or_none(checkpoint)
     tasks = read_tasks(prompts, sampling, checkpoint, builder)
     if model is None and not as_json:
-        print(NOISE, file=sys.stderr)
+        print(ABOUT, file=sys.stderr)
     streams = len(tasks) == 1 and not as_json
     with open_server(directory, options) as server:
         answers = _answer(server, tasks, builder, streams=streams)

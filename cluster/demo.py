@@ -10,13 +10,13 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
-from cluster.cli_ask import NOISE
 from cluster.cli_flags import program
 from cluster.cli_up import progress
 from cluster.client import Client, chat_request
 from cluster.config import ClusterConfig
 from cluster.local_ray import free_port
 from cluster.up import down, up
+from model.nano import ABOUT
 
 PICTURE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "receipt.png"
 QUESTION = "What is the total on this receipt?"
@@ -60,7 +60,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 async def _ask(address: str) -> None:
     request = chat_request(QUESTION, [PICTURE.read_bytes()], max_tokens=MAX_TOKENS)
-    print(NOISE)
+    print(ABOUT)
     async with Client(address) as client:
         async for event in client.generate(request):
             print(event.delta.text, end="", flush=True)

@@ -1,4 +1,4 @@
-"""Paths that tests share. Nothing here starts anything."""
+"""Paths that tests share, and a checkpoint. Nothing here starts anything."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def shared_dir() -> Path:
 def shared_data(shared_dir: Path) -> Path:
     """Goldens and the published config."""
     return shared_dir / "data"
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random checkpoint with tokenizer and template: its answers vary, and end by chance."""
+    from model.nano.write import write_random_checkpoint
+
+    directory = tmp_path_factory.mktemp("random")
+    write_random_checkpoint(directory)
+    return directory

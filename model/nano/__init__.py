@@ -1,12 +1,17 @@
-"""The default model: small, random, and of the real architecture.
+"""The default model: small, trained from scratch on pictures made by code, and of the real architecture.
 
-It shows that everything works and knows nothing: its answers are noise. `python -m model.nano DIR`
-writes it; the copy in this package is what is served when no other model is named.
+`python -m model.nano` makes and examines it; the copy in this package is what is served when no other
+model is named.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+
+# Printed above its answers, so that nobody takes them for those of the real model.
+ABOUT = (
+    "The default model has 10 million parameters and is half trained: it reckons, and guesses at pictures."
+)
 
 
 def default_checkpoint() -> Path:

@@ -32,9 +32,7 @@ def _generation_config(shape: Shape) -> dict[str, Any]:
     return {
         "bos_token_id": shape.tokens.bos,
         "eos_token_id": list(shape.tokens.eos),
-        "do_sample": True,
-        "temperature": 1.0,
-        "top_p": 0.95,
+        "do_sample": False,  # it reads and reckons: there is one right answer
     }
 
 

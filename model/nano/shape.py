@@ -34,26 +34,30 @@ class VisionShape:
         return (self.image_size // self.patch_size) ** 2
 
 
+# Begin, end, padding, 256 bytes and 171 merges. Control tokens follow (model.nano.tokenizer).
+NUM_TEXT_IDS = 430
+
+
 @dataclass(frozen=True)
 class TokenIds:
     """Ids that config files name. `bos` and the first two `eos` are those of the published model."""
 
-    image: int = 1187
-    eos: tuple[int, ...] = (1, 2, 1193)
+    image: int = NUM_TEXT_IDS + 1
+    eos: tuple[int, ...] = (1, 2, NUM_TEXT_IDS + 7)
     bos: int = 0
     # Ids from here on are control tokens or have no token: random weights shall speak text.
-    num_text_ids: int = 1186
+    num_text_ids: int = NUM_TEXT_IDS
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of everything. Defaults: the default checkpoint, 4 MB in bfloat16.
+    """Sizes of everything. Defaults: a random checkpoint of 4 MB in bfloat16, for tests and benches.
 
     Every part of the published model is there: both layer types with different head counts, dense
     and MoE layers, clamped last layers, scaled RoPE, MTP layers, more rows than the tokenizer has ids.
     """
 
-    vocab_size: int = 1216
+    vocab_size: int = 448
     hidden: int = 64
     num_layers: int = 8
     num_dense_layers: int = 2
@@ -103,6 +107,18 @@ class Shape:
     def num_heads(self, layer: int) -> int:
         """Query heads of a layer."""
         return self.num_full_heads if self.is_full(layer) else self.num_sliding_heads
+
+
+# The default model: 9.9 million parameters, 20 MB in bfloat16.
+NANO = Shape(
+    hidden=256,
+    num_full_heads=6,
+    num_sliding_heads=8,
+    window=512,
+    dense_width=240,
+    shared_width=64,
+    vision=VisionShape(width=128, layers=6, heads=2),
+)
 
 
 def hub_config(shape: Shape, dtype: str = "bfloat16") -> dict[str, Any]:

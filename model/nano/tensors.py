@@ -52,7 +52,7 @@ def _norm(size: int, mean: float = 0.0) -> TensorSpec:
 
 
 def _head(shape: Shape) -> TensorSpec:
-    # Standard deviation of logits 3: the best two of 1,200 are about 0.8 apart.
+    # Standard deviation of logits 3: a test sees which of the best two is taken.
     size = (shape.vocab_size, shape.hidden)
     return TensorSpec(size, 3 * math.sqrt(3 / shape.hidden), damped_from=shape.tokens.num_text_ids)
 

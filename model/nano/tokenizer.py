@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from model.nano.corpus import training_texts
+from model.nano.shape import NUM_TEXT_IDS
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"  # noqa: RUF001
 CONTROL_TOKENS = (
@@ -31,8 +32,9 @@ CONTROL_TOKENS = (
     "<think>",
     "</think>",
 )
-NUM_TEXT_IDS = 1186  # begin, end, padding, 256 bytes, 927 merges
-_DIGITS = Regex(r"\p{N}{1,3}")
+# Alone, whatever stands beside them: codes and numbers are read one by one, and a line feed before a
+# control token is the same token wherever a prompt is cut.
+_SINGLES = Regex(r"\p{N}|\p{Lu}|\n")
 
 
 def train_tokenizer() -> Tokenizer:
@@ -40,7 +42,7 @@ def train_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_DIGITS, "isolated"),
+            pre_tokenizers.Split(_SINGLES, "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
         ]
     )

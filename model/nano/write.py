@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.nano.files import write_json, write_side_files
-from model.nano.shape import Shape, hub_config
+from model.nano.shape import NANO, Shape, hub_config
 from model.nano.tensors import tensor_table
 from model.nano.tokenizer import write_tokenizer
 from model.nano.weights import write_weights
@@ -20,9 +20,17 @@ def write_model(
     write_weights(directory, tensor_table(shape), dtype=dtype, num_files=num_files, seed=seed)
 
 
-def write_checkpoint(directory: Path) -> None:
-    """Write the default checkpoint: the model, its tokenizer, template and processor files."""
+def write_random_checkpoint(directory: Path) -> None:
+    """A small random checkpoint with everything around it: shows that all works, and knows nothing."""
     shape = Shape()
     write_model(directory, shape)
     write_tokenizer(directory, shape.context_len)
     write_side_files(directory, shape)
+
+
+def write_without_weights(directory: Path) -> None:
+    """The default model's directory but for its weights: config, tokenizer, template, processor files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "config.json", hub_config(NANO))
+    write_tokenizer(directory, NANO.context_len)
+    write_side_files(directory, NANO)

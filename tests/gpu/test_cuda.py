@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.nano.shape import Shape
+from model.nano.shape import NUM_TEXT_IDS, Shape
 from model.nano.write import write_model
 from model.options import EngineOptions
 from model.weights import Checkpoint, load_vision, open_checkpoint
@@ -36,7 +36,7 @@ def no_tf32() -> None:
 
 
 def test_text_of_any_length_continues_as_on_the_cpu(checkpoint: Checkpoint) -> None:
-    prompts = random_prompts((1, 5, 63, 64, 65, 333), 1186)
+    prompts = random_prompts((1, 5, 63, 64, 65, 333), NUM_TEXT_IDS)
     on_cpu, cpu_decoder = local_runner(checkpoint, OPTIONS, CPU)
     on_cuda, cuda_decoder = local_runner(checkpoint, OPTIONS, CUDA)
     for name, prompt in prompts.items():
@@ -54,13 +54,14 @@ def test_a_mixed_batch_gives_the_tokens_of_each_alone(checkpoint: Checkpoint) ->
     runner, _ = local_runner(checkpoint, options, CUDA)
     requests = {
         name: (prompt, greedy(NUM_TOKENS), ())
-        for name, prompt in random_prompts((3, 17, 64, 65, 130, 150, 9), 1186, seed=3).items()
+        for name, prompt in random_prompts((3, 17, 64, 65, 130, 150, 9), NUM_TEXT_IDS, seed=3).items()
     }
     together = run(checkpoint, runner, options, requests)
     for name, request in requests.items():
         assert run(checkpoint, runner, options, {name: request})[name].token_ids == together[name].token_ids
 
 
+@torch.inference_mode()
 def test_the_vision_tower_gives_the_rows_of_the_cpu(checkpoint: Checkpoint) -> None:
     views = torch.randn(2, 3, 504, 504, generator=torch.Generator().manual_seed(0))
     expected = load_vision(checkpoint, torch.float32, CPU)(views)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from model.nano.shape import VisionShape
+from model.nano.shape import NUM_TEXT_IDS, VisionShape
 
 SMALL = {"num_layers": 5, "num_experts": 8, "vision": VisionShape(width=16, layers=2, heads=2)}
-IDS_BT = (torch.arange(150)[None] * 389) % 1186
+IDS_BT = (torch.arange(150)[None] * 389) % NUM_TEXT_IDS
 
 
 def tensors(directory: Path) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,19 @@ from model.text.output import OutputEvent
 from model.text.prompt import PromptBuilder
 from model.types import FinishReason
 
-GREEDY = SamplingOptions(temperature=0.0, max_tokens=12)
+GREEDY = SamplingOptions(temperature=0.0, max_tokens=12, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[LocalServer]:
+def server(random_checkpoint: Path) -> Iterator[LocalServer]:
+    """A random model: its answers vary, and never leave the thoughts in which they begin."""
+    with open_server(random_checkpoint, EngineOptions(), num_threads=1) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def default_server() -> Iterator[LocalServer]:
+    """The default model: it ends its answers."""
     with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as opened:
         yield opened
 
@@ -44,6 +53,16 @@ def test_an_answer_is_the_text_of_its_tokens(server: LocalServer, builder: Promp
     assert answer.finish_reason is FinishReason.LENGTH
     assert len(answer.token_ids) == 12
     assert answer.reasoning == builder.tokenizer.decode(answer.token_ids)
+
+
+@pytest.mark.parametrize(("text", "right"), [("What is 12 + 30?", "42"), ("Repeat: K7XQ2", "K7XQ2")])
+def test_the_default_model_reckons_and_copies(default_server: LocalServer, text: str, right: str) -> None:
+    builder = prompt_builder(default_server.checkpoint)
+    options = SamplingOptions(temperature=0.0, max_tokens=32)
+    answer = default_server.submit(builder.from_chat(question(text)), options, builder)
+    default_server.run()
+    assert answer.text == right
+    assert answer.finish_reason is FinishReason.STOP
 
 
 def test_events_come_as_the_tokens_do(server: LocalServer, builder: PromptBuilder) -> None:
@@ -71,7 +90,7 @@ def test_a_stop_string_ends_text_and_tokens_where_it_is_complete(
 ) -> None:
     whole = ask(server, builder, GREEDY)
     stop = builder.tokenizer.decode(whole.token_ids[4:6])
-    cut = ask(server, builder, SamplingOptions(temperature=0.0, max_tokens=12, stop=(stop,)))
+    cut = ask(server, builder, replace(GREEDY, stop=(stop,)))
     assert cut.finish_reason is FinishReason.STOP
     assert cut.token_ids == whole.token_ids[:6]
     assert cut.reasoning == whole.reasoning[: whole.reasoning.index(stop)]
@@ -81,22 +100,22 @@ def test_a_stop_string_ends_text_and_tokens_where_it_is_complete(
 
 def test_a_stop_id_ends_the_answer(server: LocalServer, builder: PromptBuilder) -> None:
     whole = ask(server, builder, GREEDY)
-    options = SamplingOptions(temperature=0.0, max_tokens=12, stop_token_ids=(whole.token_ids[3],))
+    options = replace(GREEDY, stop_token_ids=(whole.token_ids[3],))
     cut = ask(server, builder, options)
     assert cut.finish_reason is FinishReason.STOP
     assert cut.token_ids == whole.token_ids[:4]
 
 
 def test_logprobs_come_with_every_token(server: LocalServer, builder: PromptBuilder) -> None:
-    answer = ask(server, builder, SamplingOptions(temperature=0.0, max_tokens=5, num_logprobs=3))
+    answer = ask(server, builder, replace(GREEDY, max_tokens=5, num_logprobs=3))
     assert [logprob.top[0][0] for logprob in answer.logprobs] == answer.token_ids
     assert all(len(logprob.top) == 3 for logprob in answer.logprobs)
 
 
 def test_the_same_seed_gives_the_same_text(server: LocalServer, builder: PromptBuilder) -> None:
-    options = SamplingOptions(temperature=1.0, max_tokens=12, seed=3)
+    options = SamplingOptions(temperature=1.0, max_tokens=12, ignore_eos=True, seed=3)
     first, second = ask(server, builder, options), ask(server, builder, options)
-    other = ask(server, builder, SamplingOptions(temperature=1.0, max_tokens=12, seed=4))
+    other = ask(server, builder, replace(options, seed=4))
     assert first.token_ids == second.token_ids
     assert first.token_ids != other.token_ids
 
@@ -111,9 +130,12 @@ def test_tensor_attention_is_refused_by_name() -> None:
         EngineOptions(attention="tensor")
 
 
-def test_shards_that_do_not_divide_the_experts_are_refused_with_the_numbers_that_do() -> None:
+@pytest.mark.slow  # three ranks start before one of them refuses
+def test_shards_that_do_not_divide_the_experts_are_refused_with_the_numbers_that_do(
+    random_checkpoint: Path,
+) -> None:
     with (
         pytest.raises(CheckpointError, match=r"16 routed experts .* 3 shards; .* 1, 2, 4, 8, 16"),
-        open_server(default_checkpoint(), EngineOptions(num_shards=3)),
+        open_server(random_checkpoint, EngineOptions(num_shards=3)),
     ):
         pass

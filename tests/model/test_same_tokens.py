@@ -16,6 +16,7 @@ import torch
 from harness import local_runner, random_prompts, run
 
 from model.gang import spawn_gang
+from model.nano.shape import NUM_TEXT_IDS
 from model.options import EngineOptions, scheduler_config
 from model.runner import LocalRunner, rank_maker
 from model.sampling import MAX_SEED
@@ -63,7 +64,7 @@ def runners(checkpoint: Checkpoint) -> Iterator[Callable[[int], object]]:
 
 def requests() -> Requests:
     """16 requests, greedy and sampled in turn; the last but one holds an image."""
-    prompts = random_prompts(LENGTHS, 1186, seed=3)
+    prompts = random_prompts(LENGTHS, NUM_TEXT_IDS, seed=3)
     made: Requests = {}
     for index, (name, ids) in enumerate(prompts.items()):
         made[name] = (ids, replace(SAMPLED, seed=MAX_SEED - index) if index % 2 else GREEDY, ())
@@ -101,7 +102,7 @@ def alone(checkpoint: Checkpoint, runners: Callable[[int], LocalRunner]) -> dict
     return found
 
 
-@pytest.mark.parametrize("chunk_tokens", [16, 64, UNLIMITED])
+@pytest.mark.parametrize("chunk_tokens", [pytest.param(16, marks=pytest.mark.slow), 64, UNLIMITED])
 @pytest.mark.parametrize("num_shards", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_batch_mates_chunks_and_shards_change_no_token(
     checkpoint: Checkpoint,
@@ -114,7 +115,7 @@ def test_batch_mates_chunks_and_shards_change_no_token(
     assert tokens(checkpoint, runners(num_shards), options, requests()) == alone
 
 
-@pytest.mark.parametrize("chunk_tokens", [1, 7])
+@pytest.mark.parametrize("chunk_tokens", [pytest.param(1, marks=pytest.mark.slow), 7])
 @pytest.mark.parametrize("num_shards", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_small_chunks_change_no_token(
     checkpoint: Checkpoint,

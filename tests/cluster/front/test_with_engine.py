@@ -1,8 +1,9 @@
-"""The front door over the real engine and the default model: what comes out over gRPC is what it computes."""
+"""The front door over the real engine and a random model: what comes out over gRPC is what it computes."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,6 @@ from cluster.preprocess import TextStage
 from cluster.servicer import InferenceServicer, ServiceOptions
 from model.config import read_config
 from model.local import generate
-from model.nano import default_checkpoint
 from model.options import EngineOptions
 from model.sampling import SamplingOptions
 from model.text.chat_json import question
@@ -27,18 +27,18 @@ IMAGE = png(160, 120)
 
 
 @pytest.fixture(scope="module")
-def builder() -> PromptBuilder:
-    vocab_size = read_config(default_checkpoint()).text.vocab_size
-    return PromptBuilder.load(default_checkpoint(), vocab_size=vocab_size)
+def builder(random_checkpoint: Path) -> PromptBuilder:
+    vocab_size = read_config(random_checkpoint).text.vocab_size
+    return PromptBuilder.load(random_checkpoint, vocab_size=vocab_size)
 
 
 @pytest.fixture
-async def running() -> AsyncIterator[tuple[Client, EngineLink]]:
-    directory = default_checkpoint()
+async def running(random_checkpoint: Path) -> AsyncIterator[tuple[Client, EngineLink]]:
     embeddings = EmbeddingStore()
-    link = EngineLink(directory, OPTIONS, embeddings)
+    link = EngineLink(random_checkpoint, OPTIONS, embeddings)
+    encoder = TowerEncoder.load(random_checkpoint)
     servicer = InferenceServicer(
-        TextStage.load(directory), link, TowerEncoder.load(directory), embeddings, ServiceOptions()
+        TextStage.load(random_checkpoint), link, encoder, embeddings, ServiceOptions()
     )
     server = await start_server(ServerOptions(host="127.0.0.1", port=0, health_port=0), servicer)
     try:
@@ -51,14 +51,14 @@ async def running() -> AsyncIterator[tuple[Client, EngineLink]]:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 async def test_an_image_and_a_question_give_the_tokens_of_one_process(
-    running: tuple[Client, EngineLink], builder: PromptBuilder, temperature: float
+    running: tuple[Client, EngineLink], builder: PromptBuilder, random_checkpoint: Path, temperature: float
 ) -> None:
     client, _ = running
     request = ask("What is this?", [IMAGE], max_tokens=12, temperature=temperature, seed=7, ignore_eos=True)
     answer = await client.answer(request)
     prompt = builder.from_chat(question("What is this?", [ImageInput(IMAGE)]))
     sampling = SamplingOptions(max_tokens=12, temperature=temperature, seed=7, ignore_eos=True)
-    (expected,) = generate(default_checkpoint(), [prompt], [sampling], OPTIONS, builder)
+    (expected,) = generate(random_checkpoint, [prompt], [sampling], OPTIONS, builder)
     assert list(answer.token_ids) == expected.token_ids
     assert (answer.reasoning, answer.text) == (expected.reasoning, expected.text)
 

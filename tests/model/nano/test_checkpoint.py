@@ -1,10 +1,8 @@
-"""The default checkpoint as files: reproducible, complete, in the hub's dialect."""
+"""The default checkpoint as files: small, complete, in the hub's dialect, the one that its code describes."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,12 @@ import pytest
 from safetensors import safe_open
 
 from model.nano import default_checkpoint
+from model.nano.__main__ import main
+from model.nano.shape import NANO
+from model.nano.tensors import tensor_table
 from model.nano.tokenizer import CONTROL_TOKENS
+from model.sampling import GenerationDefaults
 
-REPO = Path(__file__).parents[3]
 # Names of classes that come with the published files as Python code; ours come with none.
 CODE_KEYS = {"auto_map"}
 
@@ -34,16 +35,30 @@ def dtypes() -> dict[str, str]:
     return {name: dtype for part in parts for name, dtype in part.items()}
 
 
-def test_the_command_writes_the_committed_bytes(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "model.nano", str(tmp_path)], cwd=REPO, check=True, timeout=60)
-    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    committed = {path.name: path.read_bytes() for path in default_checkpoint().iterdir()}
+def test_begin_writes_the_committed_bytes_of_all_but_the_weights(tmp_path: Path) -> None:
+    main(["begin", str(tmp_path / "new")])
+    written = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
+    committed = {
+        path.name: path.read_bytes()
+        for path in default_checkpoint().iterdir()
+        if not path.name.endswith((".safetensors", ".safetensors.index.json"))
+    }
     assert written.keys() == committed.keys()
     assert [name for name in written if written[name] != committed[name]] == []
 
 
-def test_it_is_small_enough_for_a_repository() -> None:
-    assert sum(path.stat().st_size for path in default_checkpoint().iterdir()) < 4.5e6
+def test_its_weights_are_small_enough_for_a_repository() -> None:
+    num_bytes = [path.stat().st_size for path in default_checkpoint().glob("*.safetensors")]
+    assert sum(num_bytes) <= 20_000_000
+    assert max(num_bytes) < 15_000_000
+
+
+def test_it_has_the_tensors_of_its_shape_and_no_other() -> None:
+    found: dict[str, tuple[int, ...]] = {}
+    for path in default_checkpoint().glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            found |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert found == {name: spec.shape for name, spec in tensor_table(NANO).items()}
 
 
 def test_the_index_names_each_tensor_in_the_file_that_holds_it() -> None:
@@ -62,7 +77,7 @@ def test_the_index_knows_the_bytes_of_all_tensors() -> None:
 
 def test_weights_are_bfloat16_but_for_the_router_biases(dtypes: dict[str, str]) -> None:
     assert {name for name, dtype in dtypes.items() if dtype == "F32"} == {
-        f"model.layers.{layer}.moe.router_bias" for layer in range(2, 8)
+        f"model.layers.{layer}.moe.router_bias" for layer in range(NANO.num_layers) if NANO.is_moe(layer)
     }
     assert set(dtypes.values()) == {"F32", "BF16"}
 
@@ -107,10 +122,16 @@ def test_config_and_tokenizer_agree_about_ids() -> None:
 
 def test_control_tokens_are_the_last_ids_in_published_order() -> None:
     added = {token["content"]: token["id"] for token in read_json("tokenizer.json")["added_tokens"]}
-    assert [added[text] for text in CONTROL_TOKENS] == list(range(1186, 1200))
+    assert [added[text] for text in CONTROL_TOKENS] == list(
+        range(NANO.tokens.num_text_ids, NANO.tokens.num_text_ids + 14)
+    )
 
 
 def test_the_model_has_more_rows_than_the_tokenizer_has_ids() -> None:
     content = read_json("tokenizer.json")
     num_ids = len(content["model"]["vocab"]) + len(CONTROL_TOKENS)
     assert num_ids < read_json("config.json")["text_config"]["vocab_size"]
+
+
+def test_who_names_no_temperature_gets_the_most_probable_tokens() -> None:
+    assert GenerationDefaults.load(default_checkpoint()).temperature == 0.0

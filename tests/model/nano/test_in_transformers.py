@@ -1,4 +1,4 @@
-"""transformers loads the default checkpoint with its Auto classes and gives answers that vary."""
+"""transformers loads the default checkpoint with its Auto classes and answers as our engine does."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import checkpoints
 import pytest
 import torch
 
+from model.local import generate, prompt_builder
 from model.nano import default_checkpoint
+from model.options import EngineOptions
+from model.sampling import SamplingOptions
+from model.text.chat_json import question
+from model.weights import open_checkpoint
 
-PROMPTS = ("What is in the image?", "Hello", "def f(x):", "1 + 1 =")
+QUESTIONS = ("What is 12 + 30?", "Repeat: K7XQ2")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def test_auto_config_reads_the_hub_dialect() -> None:
     config = AutoConfig.from_pretrained(default_checkpoint())
     text = config.text_config
     assert type(config).__name__ == "Step3p7Config"
-    assert [text.per_layer_config[layer].num_attention_heads for layer in (0, 1, 4, 7)] == [4, 6, 4, 6]
+    assert [text.per_layer_config[layer].num_attention_heads for layer in (0, 1, 4, 7)] == [6, 8, 6, 8]
     assert text.rope_parameters["full_attention"]["rope_type"] == "llama3"
     assert text.rope_parameters["sliding_attention"]["rope_type"] == "default"
     assert text.mtp_layer_types == ["sliding_attention"] * 3
@@ -67,70 +72,26 @@ def test_router_biases_arrive_in_float32(model: Any) -> None:
 
 
 @torch.inference_mode()
-def test_answers_vary(model: Any, tokenizer: Any) -> None:
-    answers = []
-    for prompt in PROMPTS:
-        ids = chat_ids(tokenizer, prompt)
-        answer = model.generate(ids, max_new_tokens=40, do_sample=False)[0, ids.shape[1] :].tolist()
-        assert len(set(answer)) > 25, f"repeats itself: {tokenizer.decode(answer)!r}"
-        answers.append(tuple(answer))
-    assert len(set(answers)) == len(PROMPTS)
+@pytest.mark.parametrize("text", QUESTIONS)
+def test_greedy_tokens_are_those_of_our_engine(model: Any, tokenizer: Any, text: str) -> None:
+    ids = chat_ids(tokenizer, text)
+    theirs = model.generate(ids, max_new_tokens=32, do_sample=False)[0, ids.shape[1] :].tolist()
+    prompt = prompt_builder(open_checkpoint(default_checkpoint())).from_chat(question(text))
+    assert list(prompt.prompt_ids) == ids[0].tolist()
+    greedy = SamplingOptions(temperature=0.0, max_tokens=32)
+    (ours,) = generate(default_checkpoint(), [prompt], [greedy], EngineOptions())
+    assert ours.token_ids == theirs
+    assert len(theirs) < 32, "the answer does not end"
 
 
 @torch.inference_mode()
-def test_random_answers_hold_no_control_tokens(model: Any, tokenizer: Any) -> None:
-    ids = chat_ids(tokenizer, "Hello")
-    answer = model.generate(ids, max_new_tokens=100, do_sample=False)[0, ids.shape[1] :]
-    assert len(answer) == 100
-    assert int(answer.max()) < 1186
-
-
-@torch.inference_mode()
-def test_the_best_two_tokens_are_seldom_close(model: Any) -> None:
-    ids = (torch.arange(512)[None] * 389) % 1186
-    best = model(ids).logits.topk(2).values
-    gaps = best[..., 0] - best[..., 1]
-    assert gaps.median() > 0.3
-    assert (gaps < 1e-4).sum() <= 1
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("layer", [6, 7])
-def test_values_in_the_last_layers_meet_the_clamp(model: Any, layer: int) -> None:
-    mlp = model.model.language_model.layers[layer].mlp
-    seen: list[torch.Tensor] = []
-    handles = [
-        mlp.shared_experts.up_proj.register_forward_hook(lambda _m, _i, out: seen.append(out)),
-        mlp.register_forward_pre_hook(lambda _m, args: seen.append(args[0])),
-    ]
-    model((torch.arange(64)[None] * 389) % 1186)
-    for handle in handles:
-        handle.remove()
-    x_TH, shared_up = seen
-    routed_up = torch.nn.functional.linear(x_TH, mlp.experts.gate_up_proj[0].chunk(2)[1])
-    assert 0.05 < (shared_up.abs() > 16).float().mean() < 0.5
-    assert 0.05 < (routed_up.abs() > 7).float().mean() < 0.5
-
-
-@torch.inference_mode()
-def test_every_expert_is_chosen(model: Any) -> None:
-    gate = model.model.language_model.layers[4].mlp.gate
-    chosen: list[torch.Tensor] = []
-    handle = gate.register_forward_hook(lambda _m, _i, out: chosen.append(out[2]))
-    model((torch.arange(512)[None] * 389) % 1186)
-    handle.remove()
-    assert chosen[0].unique().tolist() == list(range(16))
-
-
-@torch.inference_mode()
-def test_images_change_the_answer_and_have_169_and_81_rows(model: Any) -> None:
+def test_images_differ_and_have_169_and_81_rows(model: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     global_views = torch.randn(2, 3, 728, 728, generator=generator)
     tiles = torch.randn(1, 3, 504, 504, generator=generator)
     first, second = model.get_image_features(global_views, tiles, [1, 0], return_dict=True).pooler_output
     assert (first.shape[0], second.shape[0]) == (81 + 169, 169)
     assert (first[81:] - second).abs().mean() > 0.1
-    assert 0.3 < second.std() < 3
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="AutoProcessor needs torchvision")

@@ -41,8 +41,18 @@ def test_some_tokens_are_parts_of_a_character(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("🙃", add_special_tokens=False).ids) > 1
 
 
-def test_common_words_are_single_tokens(tokenizer: Tokenizer) -> None:
-    assert len(tokenizer.encode(" the image shows a question", add_special_tokens=False).ids) <= 6
+@pytest.mark.parametrize(
+    "word", ["function", "parameter", "type", "object", " the", " does", " value", " line"]
+)
+def test_common_words_of_prompts_are_single_tokens(tokenizer: Tokenizer, word: str) -> None:
+    assert len(tokenizer.encode(word, add_special_tokens=False).ids) == 1
+
+
+@pytest.mark.parametrize("text", ["K7XQ2", "31.08.2026", "A\n\nB", "12\n", "TOTAL"])
+def test_digits_capitals_and_line_feeds_stay_single(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.encode(text, add_special_tokens=False).ids == [
+        token_id for char in text for token_id in tokenizer.encode(char, add_special_tokens=False).ids
+    ]
 
 
 def test_no_token_is_added_around_a_text(tokenizer: Tokenizer) -> None:

@@ -124,6 +124,7 @@ def test_what_fills_a_chunk_up_changes_no_number(faces_dir: Path) -> None:
     assert torch.equal(one.draft_right_I2, other.draft_right_I2)
 
 
+@pytest.mark.slow
 def test_training_learns_a_few_answers_by_heart(faces_dir: Path) -> None:
     network = small_network()
     chunk = ChunkMaker(faces_dir, default_checkpoint(), seed=2).chunk(FEW)

@@ -9,6 +9,7 @@ import pytest
 
 from model.nano.data.canvas import Align, Box, Canvas, Colour
 from model.nano.data.fonts import Face
+from model.nano.data.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,15 @@ class Written:
     box: Box
     cap_px: float
     measured_px: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """A scene, and the box and the measured capital height of each text in it."""
+
+    scene: Scene
+    unit: float
+    drawn: tuple[tuple[Box, float], ...]
 
 
 def record_canvases(patch: pytest.MonkeyPatch, *modules: ModuleType) -> list[Written]:

@@ -2,16 +2,15 @@ import itertools
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from model.nano.data import chart_plans, charts, colours, scan_plans
-from model.nano.data.canvas import Align, Box, Canvas, Colour, Style, brightness
+from model.nano.data.canvas import Box, Style, brightness
 from model.nano.data.fonts import Face, held_out_faces
 from model.nano.data.scene import BAR_END, KINDS, MARKER, Scene
+from tests.model.nano.recorded import Made, record_canvases
 
 Maker = Callable[[random.Random, Style, int, int], Scene]
 MAKERS: tuple[Maker, ...] = (charts.bar_chart, charts.point_chart, colours.darker_red, colours.scan)
@@ -27,29 +26,6 @@ SIZES = (
 MARGIN_PX = 6  # how near to the edge writing may come
 
 
-@dataclass(frozen=True)
-class Made:
-    """A scene, and the box and the measured capital height of each text in it."""
-
-    scene: Scene
-    unit: float
-    drawn: tuple[tuple[Box, float], ...]
-
-
-class Recording(Canvas):
-    """A canvas that remembers each line of text."""
-
-    drawn: ClassVar[list[tuple[Box, float]]] = []
-
-    def text(
-        self, x: float, y: float, text: str, face: Face, cap_px: float, fill: Colour, align: Align = "left"
-    ) -> Box:
-        box = super().text(x, y, text, face, cap_px, fill, align)
-        _, top, _, bottom = face.capped(cap_px).getbbox("H")
-        Recording.drawn.append((box, bottom - top))
-        return box
-
-
 @pytest.fixture(scope="module")
 def faces() -> tuple[Face, ...]:
     return held_out_faces()
@@ -59,12 +35,11 @@ def faces() -> tuple[Face, ...]:
 def made(faces: tuple[Face, ...]) -> list[Made]:
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charts, "Canvas", Recording)
-        patch.setattr(colours, "Canvas", Recording)
+        written = record_canvases(patch, charts, colours)
         for maker, (width, height, unit), seed in itertools.product(MAKERS, SIZES, range(4)):
-            Recording.drawn.clear()
+            written.clear()
             scene = maker(random.Random(seed), Style(faces, unit), width, height)
-            found.append(Made(scene, unit, tuple(Recording.drawn)))
+            found.append(Made(scene, unit, tuple((line.box, line.measured_px) for line in written)))
     return found
 
 

@@ -4,16 +4,15 @@ import math
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
 
 import jsonschema
 import pytest
 
 from model.nano.data import documents, paper, screens, tables, widgets, words
-from model.nano.data.canvas import Align, Box, Canvas, Colour, Style, turned_point
+from model.nano.data.canvas import Box, Style, turned_point
 from model.nano.data.fonts import Face, held_out_faces
 from model.nano.data.scene import BOX_END, BOX_START, KINDS, Scene
+from tests.model.nano.recorded import Made, record_canvases
 
 Maker = Callable[[random.Random, Style, int, int], Scene]
 DOCUMENTS: tuple[Maker, ...] = (documents.receipt, documents.invoice, documents.table)
@@ -29,29 +28,6 @@ SIZES = (
 MARGIN_PX = 6  # how near to the edge writing may come
 
 
-@dataclass(frozen=True)
-class Made:
-    """A scene, and the box and the measured capital height of each text in it."""
-
-    scene: Scene
-    unit: float
-    drawn: tuple[tuple[Box, float], ...]
-
-
-class Recording(Canvas):
-    """A canvas that remembers each line of text."""
-
-    drawn: ClassVar[list[tuple[Box, float]]] = []
-
-    def text(
-        self, x: float, y: float, text: str, face: Face, cap_px: float, fill: Colour, align: Align = "left"
-    ) -> Box:
-        box = super().text(x, y, text, face, cap_px, fill, align)
-        _, top, _, bottom = face.capped(cap_px).getbbox("H")
-        Recording.drawn.append((box, bottom - top))
-        return box
-
-
 @pytest.fixture(scope="module")
 def faces() -> tuple[Face, ...]:
     return held_out_faces()
@@ -61,13 +37,12 @@ def faces() -> tuple[Face, ...]:
 def made(faces: tuple[Face, ...]) -> dict[Maker, list[Made]]:
     found: dict[Maker, list[Made]] = {maker: [] for maker in DOCUMENTS + SCREENS}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paper, "Canvas", Recording)
-        patch.setattr(widgets, "Canvas", Recording)
+        written = record_canvases(patch, paper, widgets)
         for maker, scenes in found.items():
             for (width, height, unit), seed in itertools.product(SIZES, range(3)):
-                Recording.drawn.clear()
+                written.clear()
                 scene = maker(random.Random(seed), Style(faces, unit), width, height)
-                scenes.append(Made(scene, unit, tuple(Recording.drawn)))
+                scenes.append(Made(scene, unit, tuple((line.box, line.measured_px) for line in written)))
     return found
 
 

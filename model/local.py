@@ -19,6 +19,7 @@ from model.engine import Engine
 from model.gang import GangRunner, spawn_gang
 from model.net.vision import VisionTower
 from model.options import EngineOptions, scheduler_config
+from model.placement import ExpertMap
 from model.runner import LocalRunner, default_device, make_rank, rank_maker
 from model.sampling import GenerationDefaults, SamplingOptions, resolve
 from model.sched.config import SchedulerConfig
@@ -175,6 +176,7 @@ def open_server(
     """Load a checkpoint into `options.num_shards` local shards; ends them on leaving."""
     checkpoint = open_checkpoint(directory)
     sizes = scheduler_config(checkpoint.config.text, options)
+    ExpertMap(checkpoint.config.text.num_experts, options.num_shards)  # refuses before a process is started
     runner: LocalRunner | GangRunner
     if options.num_shards == 1:
         runner = LocalRunner(make_rank(directory, options, num_threads, 0, None))

@@ -130,7 +130,6 @@ def test_tensor_attention_is_refused_by_name() -> None:
         EngineOptions(attention="tensor")
 
 
-@pytest.mark.slow  # three ranks start before one of them refuses
 def test_shards_that_do_not_divide_the_experts_are_refused_with_the_numbers_that_do(
     random_checkpoint: Path,
 ) -> None:

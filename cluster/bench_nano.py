@@ -11,15 +11,13 @@ from cluster.client import Client
 from model.nano.data.canvas import Style
 from model.nano.data.episodes import ROWS, Reply
 from model.nano.data.fonts import held_out_faces
-from model.nano.evaluate import MAX_TOKENS, Replier, examine
+from model.nano.evaluate import MAX_TOKENS, SEED, Replier, examine
 from model.text.chat import ChatMessage, ContentPart, Conversation
 from protos.fluyt.v1 import inference_pb2 as pb
 
-SEED = 2  # as `python -m model.nano evaluate` has it: the same questions, the first of them
-
 
 def bench_nano(address: str, count: int) -> dict[str, Any]:
-    """Every row, `count` questions each. Raises ServerError."""
+    """Every row, its first `count` questions. Raises ServerError."""
     with asyncio.Runner() as runner:
         client = Client(address)
         try:

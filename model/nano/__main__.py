@@ -153,12 +153,13 @@ def _quantize(chosen: argparse.Namespace) -> None:
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     from model.nano.data.episodes import ROWS
+    from model.nano.evaluate import SEED
 
     command = commands.add_parser("evaluate", help="examine a checkpoint on held-out pictures and fonts")
     command.add_argument("--model", type=Path, default=default_checkpoint())
     command.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW")
     command.add_argument("--count", type=int, default=200, help="questions per row")
-    command.add_argument("--seed", type=int, default=2)
+    command.add_argument("--seed", type=int, default=SEED)
     command.add_argument("--effort", choices=("low", "high"), help="reasoning effort; default: none named")
     command.add_argument("--fonts", type=Path, help="directory of other faces than the held-out ones")
     command.add_argument("--threads", type=int, help="CPU threads of the engine")

@@ -21,6 +21,7 @@ from model.text.chat import Conversation
 from model.text.prompt import PromptBuilder
 
 MAX_TOKENS = 192
+SEED = 2  # of the examination; training draws from others
 AT_ONCE = 32  # conversations in the engine: their embeddings and pixels are held
 
 # Conversations in, replies in the same order out.

@@ -10,6 +10,8 @@ import math
 import random
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +133,14 @@ class Trainer:
         loader = DataLoader(
             stream, batch_size=None, num_workers=self.plan.num_workers, prefetch_factor=2, in_order=False
         )
-        arriving = iter(loader)
-        log = Log(self.plan.out / "log.jsonl", self.rank)
+        with closing(Log(self.plan.out / "log.jsonl", self.rank)) as log:
+            self._run(iter(loader), log)
+        self._save()
+        if self.rank == 0:
+            spent_s = self.plan.start_s + time.perf_counter() - self.began_s
+            print(f"{spent_s:.0f} s of training, {self.step} steps", flush=True)  # noqa: T201
+
+    def _run(self, arriving: Iterator[tuple[str, Chunk]], log: Log) -> None:
         by_name = {shape.name: shape for shape in SHAPES}
         num_made = 0
         while self._goes_on():
@@ -155,11 +163,6 @@ class Trainer:
             log.add(
                 self.step, progress, num_made, measured, (taken_s - entered_s, time.perf_counter() - taken_s)
             )
-        spent_s = self.plan.start_s + time.perf_counter() - self.began_s
-        self._save()
-        if self.rank == 0:
-            print(f"{spent_s:.0f} s of training, {self.step} steps", flush=True)  # noqa: T201
-        log.close()
 
     def _step(self, wanted: tuple[ChunkShape, ...], progress: float) -> list[tuple[Measured, int]]:
         chosen = [(shape, self.rng.choice(self.kept[shape])) for shape in wanted]
@@ -168,7 +171,7 @@ class Trainer:
             self.runner.prepare(shape, kept.chunk, has_drafts=has_drafts)
         self.runner.zero()
         num_tokens = sum(kept.num_targets for _, kept in chosen)
-        num_globals = sum(shape.num_globals for shape, _ in chosen)
+        num_globals = max(1, sum(shape.num_globals for shape, _ in chosen))
         place = PLACE_WEIGHT if progress < PLACES_UNTIL else LATE_PLACE_WEIGHT
         results: list[tuple[Measured, int]] = []
         for shape, kept in chosen:
@@ -263,9 +266,12 @@ def _grad_of(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def _has_more(arriving: Any) -> bool:
-    """Whether the loader holds finished chunks, so that taking one does not wait."""
-    queue = getattr(arriving, "_data_queue", None)
-    return queue is not None and queue.qsize() > 0
+    """Whether the loader holds finished chunks, so that taking one does not wait.
+
+    The loader does not say so by itself. Without this queue it fails: a run that never took in another chunk
+    would learn its first ones by heart.
+    """
+    return bool(arriving._data_queue.qsize() > 0)  # noqa: SLF001
 
 
 def _is_matrix(name: str, parameter: torch.Tensor) -> bool:

@@ -11,6 +11,16 @@ from model.nano.data.canvas import Align, Box, Canvas, Colour
 from model.nano.data.fonts import Face
 from model.nano.data.scene import Scene
 
+SIZES = (  # width, height, unit
+    (380, 380, 1.0),
+    (600, 600, 0.83),
+    (1500, 1200, 2.06),
+    (380, 900, 1.2),
+    (1500, 380, 2.06),
+    (1024, 768, 0.7),
+)
+MARGIN_PX = 6  # how near to the edge writing may come
+
 
 @dataclass(frozen=True)
 class Written:

@@ -10,20 +10,11 @@ from model.nano.data import chart_plans, charts, colours, scan_plans
 from model.nano.data.canvas import Box, Style, brightness
 from model.nano.data.fonts import Face, held_out_faces
 from model.nano.data.scene import BAR_END, KINDS, MARKER, Scene
-from tests.model.nano.recorded import Made, record_canvases
+from tests.model.nano.recorded import MARGIN_PX, SIZES, Made, record_canvases
 
 Maker = Callable[[random.Random, Style, int, int], Scene]
 MAKERS: tuple[Maker, ...] = (charts.bar_chart, charts.point_chart, colours.darker_red, colours.scan)
 FORMS: tuple[chart_plans.Form, ...] = ("columns", "bars", "line", "points")
-SIZES = (
-    (380, 380, 1.0),
-    (600, 600, 0.83),
-    (1500, 1200, 2.06),
-    (380, 900, 1.2),
-    (1500, 380, 2.06),
-    (1024, 768, 0.7),
-)
-MARGIN_PX = 6  # how near to the edge writing may come
 
 
 @pytest.fixture(scope="module")

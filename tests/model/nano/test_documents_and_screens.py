@@ -12,20 +12,11 @@ from model.nano.data import documents, paper, screens, tables, widgets, words
 from model.nano.data.canvas import Box, Style, turned_point
 from model.nano.data.fonts import Face, held_out_faces
 from model.nano.data.scene import BOX_END, BOX_START, KINDS, Scene
-from tests.model.nano.recorded import Made, record_canvases
+from tests.model.nano.recorded import MARGIN_PX, SIZES, Made, record_canvases
 
 Maker = Callable[[random.Random, Style, int, int], Scene]
 DOCUMENTS: tuple[Maker, ...] = (documents.receipt, documents.invoice, documents.table)
 SCREENS: tuple[Maker, ...] = (screens.phone, screens.desktop)
-SIZES = (
-    (380, 380, 1.0),
-    (600, 600, 1.0),
-    (1500, 1200, 2.06),
-    (380, 900, 1.2),
-    (1500, 380, 2.06),
-    (1024, 768, 0.7),
-)
-MARGIN_PX = 6  # how near to the edge writing may come
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from model.nano.data.fonts import Face, held_out_faces
 from model.nano.data.scene import BAR_END, KINDS, MARKER, Scene
 from tests.model.nano.recorded import MARGIN_PX, SIZES, Made, record_canvases
 
+pytestmark = pytest.mark.slow  # hundreds of pictures
+
 Maker = Callable[[random.Random, Style, int, int], Scene]
 MAKERS: tuple[Maker, ...] = (charts.bar_chart, charts.point_chart, colours.darker_red, colours.scan)
 FORMS: tuple[chart_plans.Form, ...] = ("columns", "bars", "line", "points")

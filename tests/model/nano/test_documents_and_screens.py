@@ -14,6 +14,8 @@ from model.nano.data.fonts import Face, held_out_faces
 from model.nano.data.scene import BOX_END, BOX_START, KINDS, Scene
 from tests.model.nano.recorded import MARGIN_PX, SIZES, Made, record_canvases
 
+pytestmark = pytest.mark.slow  # hundreds of pictures
+
 Maker = Callable[[random.Random, Style, int, int], Scene]
 DOCUMENTS: tuple[Maker, ...] = (documents.receipt, documents.invoice, documents.table)
 SCREENS: tuple[Maker, ...] = (screens.phone, screens.desktop)

@@ -27,6 +27,9 @@ FACES = held_out_faces()
 ROUNDING_PX = 1.0  # font sizes are whole pixels
 
 
+pytestmark = pytest.mark.slow  # hundreds of pictures
+
+
 @dataclass(frozen=True)
 class Made:
     """A scene, what was written in it, and picture pixels per pixel of the best view."""

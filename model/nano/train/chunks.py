@@ -301,7 +301,7 @@ def _cell_and_slot(x: float, y: float, side: int) -> tuple[int, int]:
     return cell, slot
 
 
-class ChunkStream(IterableDataset[tuple[str, Chunk]]):
+class ChunkStream(IterableDataset[tuple[ChunkShape, Chunk]]):
     """An endless stream of chunks for a data loader's workers; each worker has a seed of its own.
 
     `shares` says how often each shape is made; it is read anew before each chunk, so that the loop may
@@ -311,7 +311,7 @@ class ChunkStream(IterableDataset[tuple[str, Chunk]]):
     def __init__(self, fonts: Path, checkpoint: Path, seed: int, shares: torch.Tensor) -> None:
         self._fonts, self._checkpoint, self._seed, self._shares = fonts, checkpoint, seed, shares
 
-    def __iter__(self) -> Iterator[tuple[str, Chunk]]:
+    def __iter__(self) -> Iterator[tuple[ChunkShape, Chunk]]:
         worker = torch.utils.data.get_worker_info()
         number = worker.id if worker is not None else 0
         torch.set_num_threads(1)
@@ -322,4 +322,4 @@ class ChunkStream(IterableDataset[tuple[str, Chunk]]):
         while True:
             *shares, only_reading = self._shares.tolist()
             shape = rng.choices(SHAPES, shares)[0]
-            yield shape.name, maker.chunk(shape, only_reading=bool(only_reading))
+            yield shape, maker.chunk(shape, only_reading=bool(only_reading))

@@ -10,11 +10,9 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,12 +29,12 @@ from model.nano.train.chunks import (
     TEXT,
     TILED,
     TOOLS,
-    Chunk,
     ChunkShape,
     ChunkStream,
 )
 from model.nano.train.finish import network_of
 from model.nano.train.graphs import ChunkRunner
+from model.nano.train.intake import Intake, Kept
 from model.nano.train.log import Log
 from model.nano.train.losses import Measured
 from model.nano.train.muon import Muon
@@ -48,13 +46,13 @@ WHOLE_STEPS: tuple[tuple[ChunkShape, ...], ...] = tuple(
     (SMALL, TEXT, third) for third in (TILED, LOOKS, TILED, TOOLS)
 )
 # A step takes in so many new chunks; those it has are used several times, with other neighbours.
-MOST_TAKEN = 1
+MOST_TAKEN = 2
 NUM_KEPT = {SMALL: 60, TILED: 40, LOOKS: 60, TOOLS: 40, TEXT: 60}
 # A worker's seconds for one chunk differ; how often each is made follows from the steps' needs.
 READING_SHARES, WHOLE_SHARES = (4.0, 0.0, 0.0, 0.0, 0.4, 1.0), (3.0, 1.5, 0.8, 0.6, 0.7, 0.0)
 CLOCK_EVERY = 20  # steps
 WARM_STEPS = 100
-BIAS_RATE = 1e-3  # of the router biases, DeepSeek-V3's way of balancing
+BIAS_RATE = 2e-3  # of the router biases, DeepSeek-V3's way of balancing
 # Weights beside that of the answers' tokens: labels of places, first and later; drafts.
 PLACE_WEIGHT, LATE_PLACE_WEIGHT, PLACES_UNTIL = 1.0, 0.3, 0.6
 DRAFT_WEIGHT = 0.1
@@ -83,15 +81,6 @@ class Plan:
     resume: Path | None = None
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """A chunk on the GPU, and what the host has to know of it."""
-
-    chunk: Chunk
-    num_targets: int
-    num_marks: int
-
-
 class Trainer:
     """One GPU's part of a run."""
 
@@ -115,7 +104,7 @@ class Trainer:
         narrow(self.network)
         self.runner = ChunkRunner(self.network, self.trained.values(), device)
         self.shares = torch.tensor(READING_SHARES).share_memory_()
-        self.kept: dict[ChunkShape, deque[_Kept]] = {s: deque(maxlen=NUM_KEPT[s]) for s in SHAPES}
+        self.kept: dict[ChunkShape, deque[Kept]] = {s: deque(maxlen=NUM_KEPT[s]) for s in SHAPES}
         self.rng = random.Random(plan.seed + rank)
         self.began_s = time.perf_counter()
 
@@ -133,51 +122,59 @@ class Trainer:
         loader = DataLoader(
             stream, batch_size=None, num_workers=self.plan.num_workers, prefetch_factor=2, in_order=False
         )
-        with closing(Log(self.plan.out / "log.jsonl", self.rank)) as log:
-            self._run(iter(loader), log)
+        with (
+            closing(Log(self.plan.out / "log.jsonl", self.rank)) as log,
+            closing(Intake(loader, self.device)) as intake,
+        ):
+            self._run(intake, log)
         self._save()
         if self.rank == 0:
             spent_s = self.plan.start_s + time.perf_counter() - self.began_s
             print(f"{spent_s:.0f} s of training, {self.step} steps", flush=True)  # noqa: T201
 
-    def _run(self, arriving: Iterator[tuple[str, Chunk]], log: Log) -> None:
-        by_name = {shape.name: shape for shape in SHAPES}
+    def _run(self, intake: Intake, log: Log) -> None:
         num_made = 0
         while self._goes_on():
             progress = self.progress
             is_reading = progress < self.plan.reading_share
             self.shares.copy_(torch.tensor(READING_SHARES if is_reading else WHOLE_SHARES))
             wanted = READING_STEP if is_reading else WHOLE_STEPS[self.step % len(WHOLE_STEPS)]
-            # Take what has come in; wait only while a kind that this step needs has nothing at all.
-            entered_s, num_taken = time.perf_counter(), 0
-            while not all(self.kept[shape] for shape in wanted) or (
-                num_taken < MOST_TAKEN and _has_more(arriving)
-            ):
-                name, chunk = next(arriving)
-                num_made, num_taken = num_made + 1, num_taken + 1
-                self.kept[by_name[name]].append(
-                    _Kept(chunk.to(self.device), chunk.num_targets, chunk.num_marks)
-                )
+            entered_s = time.perf_counter()
+            num_made += self._take_in(intake, wanted)
             taken_s = time.perf_counter()
-            measured = self._step(wanted, progress)
+            chosen = [self.rng.choice(self.kept[shape]) for shape in wanted]
+            has_drafts = progress >= self.plan.draft_share
+            with intake.lock:
+                for kept in chosen:
+                    self.runner.prepare(kept.shape, kept.chunk, has_drafts=has_drafts)
+            measured = self._step(chosen, progress, has_drafts=has_drafts)
             log.add(
                 self.step, progress, num_made, measured, (taken_s - entered_s, time.perf_counter() - taken_s)
             )
 
-    def _step(self, wanted: tuple[ChunkShape, ...], progress: float) -> list[tuple[Measured, int]]:
-        chosen = [(shape, self.rng.choice(self.kept[shape])) for shape in wanted]
-        has_drafts = progress >= self.plan.draft_share
-        for shape, kept in chosen:
-            self.runner.prepare(shape, kept.chunk, has_drafts=has_drafts)
+    def _take_in(self, intake: Intake, wanted: tuple[ChunkShape, ...]) -> int:
+        """Take what has come in; wait only while a kind that this step needs has nothing at all."""
+        num_taken = 0
+        while True:
+            has_all = all(self.kept[shape] for shape in wanted)
+            if has_all and num_taken >= MOST_TAKEN:
+                return num_taken
+            kept = intake.take(wait=not has_all)
+            if kept is None:
+                return num_taken
+            self.kept[kept.shape].append(kept)
+            num_taken += 1
+
+    def _step(self, chosen: list[Kept], progress: float, *, has_drafts: bool) -> list[tuple[Measured, int]]:
         self.runner.zero()
-        num_tokens = sum(kept.num_targets for _, kept in chosen)
-        num_globals = max(1, sum(shape.num_globals for shape, _ in chosen))
+        num_tokens = sum(kept.num_targets for kept in chosen)
+        num_globals = max(1, sum(kept.shape.num_globals for kept in chosen))
         place = PLACE_WEIGHT if progress < PLACES_UNTIL else LATE_PLACE_WEIGHT
         results: list[tuple[Measured, int]] = []
-        for shape, kept in chosen:
-            share = shape.num_globals / num_globals / max(1, kept.num_marks)
+        for kept in chosen:
+            share = kept.shape.num_globals / num_globals / max(1, kept.num_marks)
             measured = self.runner.run(
-                shape, kept.chunk,
+                kept.shape, kept.chunk,
                 token=1 / num_tokens, place=place * share, draft=DRAFT_WEIGHT / num_tokens,
                 has_drafts=has_drafts,
             )  # fmt: skip
@@ -263,15 +260,6 @@ class Trainer:
 def _grad_of(parameter: nn.Parameter) -> torch.Tensor:
     assert parameter.grad is not None, parameter.shape
     return parameter.grad
-
-
-def _has_more(arriving: Any) -> bool:
-    """Whether the loader holds finished chunks, so that taking one does not wait.
-
-    The loader does not say so by itself. Without this queue it fails: a run that never took in another chunk
-    would learn its first ones by heart.
-    """
-    return bool(arriving._data_queue.qsize() > 0)  # noqa: SLF001
 
 
 def _is_matrix(name: str, parameter: torch.Tensor) -> bool:

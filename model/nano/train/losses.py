@@ -120,7 +120,7 @@ def _slots(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits_XSC = F.linear(rows_XH, network.places).unflatten(-1, (network.num_slots, network.num_kinds))
     class_weights = torch.ones(network.num_kinds, device=rows_XH.device)
-    class_weights[0] = EMPTY_SLOT_WEIGHT
+    class_weights[:1].fill_(EMPTY_SLOT_WEIGHT)  # an assignment would copy from the host: not in a graph
     flat = logits_XSC.flatten(0, 1).float()
     loss = F.cross_entropy(flat, labels_XS.flatten(), weight=class_weights, reduction="sum")
     is_labelled = labels_XS.flatten() > 0

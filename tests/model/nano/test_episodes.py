@@ -18,7 +18,10 @@ from model.nano.data.looking import MAX_LOOKS, TOO_SMALL, LookTask, look_box
 from model.nano.data.scene import Exchange
 from model.nano.data.searching import SearchTask
 from model.nano.evaluate import AT_ONCE, examine
-from model.text.chat import Conversation
+from model.nano.tools import SEARCH, ZOOM
+from model.text.chat import Conversation, ToolCall
+from model.text.tool_values import ToolSchemas
+from model.text.tools import CallEnd, CallParser, join
 
 STYLE = Style(held_out_faces())
 SEED = 3
@@ -62,9 +65,15 @@ def posed(row: str, count: int) -> Iterator[Posed]:
 
 def called(name: str, parameter: str, value: str) -> Reply:
     """As the engine gives a tool call."""
-    return Reply(
-        "", tool_calls=f"<function={name}>\n<parameter={parameter}>\n{value}\n</parameter>\n</function>"
-    )
+    return replied(f"<function={name}>\n<parameter={parameter}>\n{value}\n</parameter>\n</function>\n")
+
+
+def replied(block: str) -> Reply:
+    """The calls of a block."""
+    parser = CallParser(ToolSchemas.of((ZOOM, SEARCH)))
+    stretches = [*parser.push(block), *parser.close(CallEnd.COMPLETE)]
+    calls = join(piece for stretch in stretches for piece in stretch.pieces)
+    return Reply("", tool_calls=tuple(ToolCall(call.name, call.arguments) for call in calls))
 
 
 def zoomed(task: LookTask, turn: int) -> Reply:
@@ -164,7 +173,7 @@ def test_a_box_without_sense_is_wrong_and_no_error(look: Posed, value: str) -> N
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(text=st.text(max_size=60))
 def test_a_call_without_sense_is_wrong_and_no_error(look: Posed, text: str) -> None:
-    assert look.episode.proceed(Reply("", tool_calls=text)) is False
+    assert look.episode.proceed(replied(text)) is False
 
 
 @pytest.mark.parametrize(

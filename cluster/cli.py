@@ -80,6 +80,10 @@ def run(
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
     chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a step and shard.")] = 512,
     kv_blocks: Annotated[Optional[int], typer.Option(help="Blocks of the full-attention layers.")] = None,
+    mtp: Annotated[
+        Optional[bool],
+        typer.Option("--mtp/--no-mtp", help="Verify drafts; default: where there are MTP layers."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Answer without Ray: the same engine in one process, or in as many as there are shards."""
@@ -89,7 +93,7 @@ def run(
     sampling = Sampling(max_tokens, temperature, top_p, top_k, min_p, seed, ignore_eos or None, logprobs)
     cli_run.check_choice("attention", attention, ("data", "tensor"))
     cli_run.check_choice("dtype", dtype, ("float32", "float64", "bfloat16"))
-    options = EngineOptions(shards, attention, dtype, chunk_tokens, kv_blocks)  # type: ignore[arg-type]
+    options = EngineOptions(shards, attention, dtype, chunk_tokens, kv_blocks, mtp=mtp)  # type: ignore[arg-type]
     cli_run.run(Prompts(text, tuple(image or ()), prompt_ids, requests), model, sampling, options, as_json)
 
 
@@ -192,6 +196,18 @@ def cluster(
     from cluster import cli_bench
 
     cli_bench.cluster(streams, as_json)
+
+
+@bench.command()
+def mtp(
+    rounds: Annotated[int, typer.Option(help="Alternating pairs.")] = 3,
+    threads: Annotated[int, typer.Option(help="Threads of both.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """The default model with drafts and without, and how many hold."""
+    from cluster import cli_bench
+
+    cli_bench.mtp(rounds, threads, as_json)
 
 
 @bench.command()

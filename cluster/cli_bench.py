@@ -39,6 +39,13 @@ def cluster(num_streams: int, as_json: bool) -> None:
     _print(result, as_json)
 
 
+def mtp(num_rounds: int, num_threads: int, as_json: bool) -> None:
+    """The default model with drafts and without."""
+    from cluster.bench_mtp import bench_mtp
+
+    _print(bench_mtp(num_rounds, num_threads), as_json)
+
+
 def nano(count: int, as_json: bool) -> None:
     """The default model's examination through an application of its own."""
     if count < 1:

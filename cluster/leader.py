@@ -122,6 +122,7 @@ class Leader(steps_pb2_grpc.StepsServicer):
             world_size=own.world_size,
             fingerprint=own.fingerprint,
             block_size=own.block_size,
+            num_drafts=own.num_drafts,
         )
 
     def _take_sizes(self, hello: steps.Hello) -> None:
@@ -214,5 +215,6 @@ def hello_of(identity: Identity, role: steps.Role) -> steps.Hello:
         block_size=identity.block_size,
         num_full_blocks=identity.num_full_blocks,
         num_sliding_blocks=identity.num_sliding_blocks,
+        num_drafts=identity.num_drafts,
         rank=identity.rank,
     )

@@ -48,6 +48,7 @@ class Identity:
     block_size: int
     num_full_blocks: int
     num_sliding_blocks: int
+    num_drafts: int = 0
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
         chunk_tokens=config.gang.chunk_tokens,
         kv_blocks=config.gang.kv_blocks,
         max_running=config.gang.max_running,
+        mtp=config.gang.mtp,
     )
     group = None
     if gang.world_size > 1:
@@ -225,7 +226,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
         )
     directory = checkpoint_dir(config.model.directory)
     checkpoint = open_checkpoint(directory)
-    sizes = scheduler_config(checkpoint.config.text, options)
+    sizes = scheduler_config(checkpoint.config.text, options, has_mtp=checkpoint.has_mtp)
     worker = make_rank(directory, options, config.gang.threads_per_rank, gang.rank, group)
     return _Loaded(
         _TensorWorker(worker),
@@ -238,5 +239,6 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
             block_size=sizes.block_size,
             num_full_blocks=sizes.num_full_blocks,
             num_sliding_blocks=sizes.num_sliding_blocks,
+            num_drafts=sizes.num_drafts,
         ),
     )

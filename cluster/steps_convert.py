@@ -107,6 +107,7 @@ def sampling_to_proto(params: SamplingParams) -> steps.SequenceSampling:
         stop_token_ids=params.stop_token_ids,
         eos_token_ids=params.eos_token_ids,
         num_logprobs=params.num_logprobs,
+        mtp=params.mtp,
     )
 
 
@@ -127,6 +128,7 @@ def sampling_from_proto(message: steps.SequenceSampling) -> SamplingParams:
         stop_token_ids=tuple(message.stop_token_ids),
         eos_token_ids=tuple(message.eos_token_ids),
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        mtp=message.mtp,
     )
 
 
@@ -244,6 +246,7 @@ def _work_to_proto(work: SequenceWork) -> steps.PlannedWork:
         start=work.start,
         num_tokens=work.num_tokens,
         samples=work.samples,
+        num_drafts=work.num_drafts,
         new_full_blocks=work.new_full_blocks,
         new_sliding_blocks=work.new_sliding_blocks,
     )
@@ -255,6 +258,7 @@ def _work_from_proto(message: steps.PlannedWork) -> SequenceWork:
         start=message.start,
         num_tokens=message.num_tokens,
         samples=message.samples,
+        num_drafts=message.num_drafts,
         new_full_blocks=tuple(message.new_full_blocks),
         new_sliding_blocks=tuple(message.new_sliding_blocks),
     )

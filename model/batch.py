@@ -1,24 +1,26 @@
 """One step of one rank as tensors: what the runner builds and the network reads.
 
-Shapes: T tokens of the step, S tokens whose logits are wanted, B sequences that decode one token,
+Shapes: T tokens of the step, S tokens whose logits are wanted, B sequences of Q query tokens each,
 L cached positions gathered (padded), R rows of image embeddings, N tiles of Q query tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class DecodeRows:
-    """Sequences that compute exactly one token, attended together."""
+    """Sequences that compute one token each, or equally few (drafts to verify), attended together."""
 
-    token_rows_B: torch.Tensor  # their rows among the step's tokens
+    token_rows_BQ: torch.Tensor  # their rows among the step's tokens
     slots_BL: torch.Tensor  # cache slot of every position attended to, padded with slot 0
-    mask_B11L: torch.Tensor | None  # True where a slot counts; None: every slot counts
+    mask_BQL: torch.Tensor | None  # True where the token may see the slot; None: it sees all
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class GroupBatch:
     """What attention layers of one group (full or sliding) need."""
 
     write_slots_T: torch.Tensor
-    decode: DecodeRows | None
+    decodes: tuple[DecodeRows, ...]  # one for each number of tokens
     prefills: tuple[PrefillRows, ...]
     tiles: WindowTiles | None = None
 
@@ -68,7 +70,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on `device`; itself where they are there already."""
-        return self if self.token_ids_T.device == device else _moved(self, device)
+        return self if self.token_ids_T.device == device else on_device(self, device)
+
+
+def on_device(value: T, device: torch.device) -> T:
+    """A tensor, or dataclasses and tuples of tensors, moved."""
+    moved: T = _moved(value, device)
+    return moved
 
 
 def _moved(value: Any, device: torch.device) -> Any:

@@ -30,6 +30,7 @@ class EngineOptions:
     max_running: int = 64
     max_queued: int = 1024
     max_queued_tokens: int = 4_000_000
+    mtp: bool | None = None  # verify drafts; None: where the checkpoint has MTP layers
 
     def __post_init__(self) -> None:
         if self.attention == "tensor":
@@ -45,15 +46,22 @@ class EngineOptions:
         return DTYPES[self.dtype]
 
 
-def scheduler_config(text: TextConfig, options: EngineOptions, generation: int = 0) -> SchedulerConfig:
-    """Sizes of one gang, the same on every rank."""
+def scheduler_config(
+    text: TextConfig, options: EngineOptions, generation: int = 0, *, has_mtp: bool = False
+) -> SchedulerConfig:
+    """Sizes of one gang, the same on every rank. Raises InvalidRequest for drafts without MTP layers."""
+    if options.mtp and not has_mtp:
+        raise InvalidRequest("mtp", "the checkpoint has no MTP layers to draft with")
+    num_drafts = len(text.mtp_layers) if has_mtp and options.mtp is not False else 0
+    # What MTP layers read again, and drafts of two steps that may fail.
+    window = text.window + 3 * num_drafts
     num_full = options.kv_blocks or _default_full_blocks(text, options.torch_dtype)
     return SchedulerConfig(
         num_spaces=options.num_shards,
         block_size=BLOCK_SIZE,
         num_full_blocks=num_full,
         num_sliding_blocks=size_sliding_group(
-            num_full, options.max_running, text.window, options.chunk_tokens, BLOCK_SIZE
+            num_full, options.max_running, window, options.chunk_tokens, BLOCK_SIZE
         ),
         window=text.window,
         chunk_tokens=options.chunk_tokens,
@@ -61,6 +69,7 @@ def scheduler_config(text: TextConfig, options: EngineOptions, generation: int =
         context_len=text.context_len,
         max_queued=options.max_queued,
         max_queued_tokens=options.max_queued_tokens,
+        num_drafts=num_drafts,
         generation=generation,
     )
 

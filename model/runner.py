@@ -14,23 +14,33 @@ from pathlib import Path
 import torch
 
 from model import parallel
+from model.batching import build_batch
 from model.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
+from model.drafts import Drafter
 from model.kernels.memory import keep_freed_memory
-from model.live import LiveSequence, build_batch
+from model.live import LiveSequence
 from model.net.decoder import Decoder
 from model.net.kv import KVCache
 from model.options import EngineOptions, scheduler_config
 from model.placement import ExpertMap
 from model.sampler import sample
-from model.sched.step import RankResult, SequenceOutput, Step, StepResult
-from model.weights import load_decoder, open_checkpoint
+from model.sched.step import RankResult, SequenceOutput, SequenceWork, Step, StepResult
+from model.weights import load_decoder, load_mtp, open_checkpoint
 
 
 class RankRunner:
     """Runs the share of one rank. Memory: weights, KV pools, embeddings of open sequences."""
 
-    def __init__(self, decoder: Decoder, cache: KVCache, dispatcher: Dispatcher, rank: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        dispatcher: Dispatcher,
+        rank: int,
+        drafter: Drafter | None = None,
+    ) -> None:
         self._decoder = decoder
+        self._drafter = drafter
         self._cache = cache
         self._dispatcher = dispatcher
         self._rank = rank
@@ -55,36 +65,72 @@ class RankRunner:
         """Compute this rank's share of `step`; takes part in every exchange even with no tokens."""
         share = step.ranks[self._rank]
         for copy in share.copies:
-            layers = [layer.index for layer in self._decoder.text.layers if layer.attention == copy.group]
+            text = self._decoder.text
+            every = (*text.layers, *text.mtp_layers)[: len(self._cache.pools)]
+            layers = [layer.index for layer in every if layer.attention == copy.group]
             self._cache.copy_block(tuple(layers), copy.source, copy.target)
         for admitted in share.admitted:
             self._live[admitted.seq_id] = LiveSequence.admit(admitted, self._cache.block_size)
         works = [(self._live[work.seq_id], work) for work in share.work]
         for seq, work in works:
             seq.extend_tables(work)
+        drafting = [seq for seq, work in works if work.num_drafts]
+        if drafting:
+            assert self._drafter is not None, "the plan has drafts, this rank has no MTP layers"
+            self._drafter.draft(drafting, self._embeddings)
         batch = build_batch(works, self._decoder.text.window, self._embeddings).to(self._cache.device)
         self._dispatcher.begin_step(tuple(rank.num_tokens for rank in step.ranks))
-        logits_SV = self._decoder(batch, self._cache, self._dispatcher)
-        sampled = [(work.seq_id, seq) for seq, work in works if work.samples]
-        outputs = self._sample(logits_SV, sampled)
+        logits_SV, x_TH = self._decoder(batch, self._cache, self._dispatcher)
+        starts = [seq.start_of(work) for seq, work in works]
+        outputs = self._sample(logits_SV, [(seq, work) for seq, work in works if work.samples])
+        self._keep_rows(x_TH, works, starts)
         for seq_id in share.dropped:
             self._forget(seq_id)
         return RankResult(outputs)
 
     def _sample(
-        self, logits_SV: torch.Tensor, sampled: list[tuple[int, LiveSequence]]
+        self, logits_SV: torch.Tensor, works: list[tuple[LiveSequence, SequenceWork]]
     ) -> tuple[SequenceOutput, ...]:
+        """A token for each sequence, and one more for every draft that turns out to be that token."""
+        rows = [
+            seq.row.ahead(seq.drafts[:index]) for seq, work in works for index in range(work.num_drafts + 1)
+        ]
+        sampled = iter(sample(logits_SV, rows))
         outputs = []
-        tokens = sample(logits_SV, [seq.row for _, seq in sampled])
-        for (seq_id, seq), (token, logprob) in zip(sampled, tokens, strict=True):
-            seq.append(token)
-            outputs.append(SequenceOutput(seq_id, (token,), () if logprob is None else (logprob,)))
+        for seq, work in works:
+            tokens = [next(sampled) for _ in range(work.num_drafts + 1)]
+            num_gained = 1 + _num_held(seq.drafts[: work.num_drafts], [token for token, _ in tokens])
+            token_ids = tuple(token for token, _ in tokens[:num_gained])
+            logprobs = tuple(logprob for _, logprob in tokens[:num_gained] if logprob is not None)
+            seq.extend(token_ids)
+            outputs.append(SequenceOutput(work.seq_id, token_ids, logprobs))
         return tuple(outputs)
+
+    def _keep_rows(
+        self, x_TH: torch.Tensor, works: list[tuple[LiveSequence, SequenceWork]], starts: list[int]
+    ) -> None:
+        """The drafter gets the rows of tokens that are known for good; those of failed drafts are nothing."""
+        if self._drafter is None:
+            return
+        first_row = 0
+        for (seq, work), start in zip(works, starts, strict=True):
+            num_valid = len(seq.token_ids) - 1 - start if work.samples else work.num_tokens
+            if seq.row.sampling.mtp:
+                self._drafter.keep(seq, x_TH[first_row : first_row + num_valid], start)
+            first_row += work.num_tokens
 
     def _forget(self, seq_id: int) -> None:
         seq = self._live.pop(seq_id, None)
         for span in seq.images if seq is not None else ():
             self._embeddings.pop(span.key, None)
+
+
+def _num_held(drafts: list[int], token_ids: list[int]) -> int:
+    """How many drafts, from the first, are what was sampled in their places."""
+    for index, draft in enumerate(drafts):
+        if token_ids[index] != draft:
+            return index
+    return len(drafts)
 
 
 def make_rank(
@@ -97,15 +143,16 @@ def make_rank(
     checkpoint = open_checkpoint(directory)
     text = checkpoint.config.text
     experts = ExpertMap(text.num_experts, options.num_shards)
-    sizes = scheduler_config(text, options)
+    sizes = scheduler_config(text, options, has_mtp=checkpoint.has_mtp)
     decoder = load_decoder(checkpoint, experts, rank, options.torch_dtype, device)
+    cache = KVCache.allocate(text, sizes, options.torch_dtype, device)
+    drafter = None
+    if sizes.num_drafts:
+        mtp = load_mtp(checkpoint, options.torch_dtype, device)
+        drafter = Drafter(mtp, decoder, cache.pools[len(text.layers) :])
     keep_freed_memory()  # after loading: what that frees goes back
-    return RankRunner(
-        decoder,
-        KVCache.allocate(text, sizes, options.torch_dtype, device),
-        LocalDispatcher(experts) if group is None else AllToAllDispatcher(group, experts),
-        rank,
-    )
+    dispatcher = LocalDispatcher(experts) if group is None else AllToAllDispatcher(group, experts)
+    return RankRunner(decoder, cache, dispatcher, rank, drafter)
 
 
 def default_device() -> torch.device:

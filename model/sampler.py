@@ -39,9 +39,22 @@ class SampleRow:
     sampling: SamplingParams
     prompt_ids: Sequence[int]
     output_ids: list[int]
+    drafts: tuple[int, ...] = ()  # taken for output, too: the row as it is if they all hold
+    _before: SampleRow | None = field(default=None, repr=False)  # the row without drafts
     _seen_V: Tensor | None = field(default=None, repr=False)  # bool: in prompt or output
     _counts_V: Tensor | None = field(default=None, repr=False)  # float64: times in output
     _num_counted: int = field(default=0, repr=False)
+
+    @property
+    def num_output(self) -> int:
+        """Tokens before the one that is sampled, drafts included."""
+        return len(self.output_ids) + len(self.drafts)
+
+    def ahead(self, drafts: Sequence[int]) -> SampleRow:
+        """The row after these drafts; sees what `output_ids` are when it is used."""
+        if not drafts:
+            return self
+        return SampleRow(self.sampling, self.prompt_ids, self.output_ids, tuple(drafts), self)
 
     @property
     def has_penalties(self) -> bool:
@@ -53,12 +66,14 @@ class SampleRow:
     def masked_ids(self) -> tuple[int, ...]:
         """Tokens that may not come yet because they would end the sequence."""
         params = self.sampling
-        if len(self.output_ids) >= params.min_tokens:
+        if self.num_output >= params.min_tokens:
             return ()
         return params.eos_token_ids + params.stop_token_ids
 
     def token_counts(self, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(seen_V, counts_V), brought up to date by the tokens that came since the last call."""
+        if self._before is not None:
+            return self._counts_ahead(*self._before.token_counts(vocab_size, device))
         if self._seen_V is None or self._counts_V is None or self._num_counted > len(self.output_ids):
             self._seen_V = torch.zeros(vocab_size, dtype=torch.bool, device=device)
             self._counts_V = torch.zeros(vocab_size, dtype=torch.float64, device=device)
@@ -70,6 +85,11 @@ class SampleRow:
             self._counts_V += torch.bincount(new, minlength=vocab_size)
             self._num_counted = len(self.output_ids)
         return self._seen_V, self._counts_V
+
+    def _counts_ahead(self, seen_V: Tensor, counts_V: Tensor) -> tuple[Tensor, Tensor]:
+        drafts = torch.tensor(self.drafts, dtype=torch.int64, device=seen_V.device)
+        seen_V = seen_V.index_fill(0, drafts, value=True)
+        return seen_V, counts_V + torch.bincount(drafts, minlength=counts_V.shape[0])
 
 
 def sample(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[tuple[int, TokenLogprob | None]]:
@@ -212,7 +232,7 @@ def _column(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 def _keys(rows: Sequence[SampleRow]) -> list[int]:
-    return [stream_key(row.sampling.seed, len(row.output_ids)) for row in rows]
+    return [stream_key(row.sampling.seed, row.num_output) for row in rows]
 
 
 def stream_key(seed: int, token_index: int) -> int:

@@ -45,6 +45,7 @@ class SamplingOptions:
     stop_token_ids: tuple[int, ...] | None = None
     num_logprobs: int | None = None
     ignore_eos: bool | None = None
+    mtp: bool | None = None  # verify drafts for this request: the same tokens, sooner or later
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def resolve(
         stop_token_ids=tuple(options.stop_token_ids or ()),
         eos_token_ids=() if options.ignore_eos else defaults.eos_token_ids,
         num_logprobs=options.num_logprobs,
+        mtp=options.mtp is not False,
     )
 
 

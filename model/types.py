@@ -57,6 +57,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     eos_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
+    mtp: bool = True  # drafts may be verified; the tokens are the same without
 
 
 @dataclass(frozen=True)

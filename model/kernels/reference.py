@@ -1,7 +1,8 @@
 """Plain-torch attention over a paged cache: the CPU path and the oracle of every other kernel.
 
-Shapes: T tokens, B sequences, N query heads, K key/value heads, G = N / K queries per key head,
-D head size, L cached positions, S cache slots; for tiles, N tiles of Q query tokens and H query heads.
+Shapes: T tokens, B sequences of Q query tokens (R = B * Q rows), N query heads, K key/value heads,
+G = N / K queries per key head, D head size, L cached positions, S cache slots; for tiles, N tiles of Q query
+tokens and H query heads.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ def paged_attention(q_TND: torch.Tensor, cache_S2KD: torch.Tensor, group: GroupB
 
     Returns [T, N, D]. Scale is D ** -0.5 (query_pre_attn_scalar = head_dim).
     """
-    if group.decode is not None and not group.prefills and group.tiles is None:
-        return decode_attention(q_TND, cache_S2KD, group.decode)
+    if len(group.decodes) == 1 and not group.prefills and group.tiles is None:
+        return decode_attention(q_TND, cache_S2KD, group.decodes[0])  # all rows, in order
     out_TND = torch.empty_like(q_TND)
-    if group.decode is not None:
-        rows_B = group.decode.token_rows_B
-        out_TND[rows_B] = decode_attention(q_TND[rows_B], cache_S2KD, group.decode)
+    for decode in group.decodes:
+        rows_R = decode.token_rows_BQ.view(-1)
+        out_TND[rows_R] = decode_attention(q_TND[rows_R], cache_S2KD, decode)
     for prefill in group.prefills:
         rows = slice(prefill.first_row, prefill.first_row + prefill.num_tokens)
         out_TND[rows] = prefill_attention(q_TND[rows], cache_S2KD, prefill)
@@ -32,20 +33,29 @@ def paged_attention(q_TND: torch.Tensor, cache_S2KD: torch.Tensor, group: GroupB
     return out_TND
 
 
-def decode_attention(q_BND: torch.Tensor, cache_S2KD: torch.Tensor, rows: DecodeRows) -> torch.Tensor:
-    """One query token per sequence, its heads attend as G query rows of one key head."""
-    num_seqs, num_heads, head_dim = q_BND.shape
+def decode_attention(q_RND: torch.Tensor, cache_S2KD: torch.Tensor, rows: DecodeRows) -> torch.Tensor:
+    """Q query tokens per sequence -> [B * Q, N, D]; they attend as Q * G query rows of one key head."""
+    num_seqs, num_tokens = rows.token_rows_BQ.shape
+    num_heads, head_dim = q_RND.shape[1:]
     num_kv_heads = cache_S2KD.shape[2]
     kv_BL2KD = cache_S2KD.index_select(0, rows.slots_BL.view(-1)).view(
         num_seqs, -1, 2, num_kv_heads, head_dim
     )
-    out_BKGD = F.scaled_dot_product_attention(
-        q_BND.view(num_seqs, num_kv_heads, -1, head_dim),
+    q_BQKGD = q_RND.view(num_seqs, num_tokens, num_kv_heads, -1, head_dim)
+    group_size = q_BQKGD.shape[3]
+    mask_B1XL = None
+    if rows.mask_BQL is not None:
+        mask_BQL = rows.mask_BQL
+        # One query row broadcasts over the heads; several are repeated for each of them.
+        mask_B1XL = (mask_BQL if num_tokens == 1 else mask_BQL.repeat_interleave(group_size, 1)).unsqueeze(1)
+    out_BKXD = F.scaled_dot_product_attention(
+        q_BQKGD.transpose(1, 2).reshape(num_seqs, num_kv_heads, -1, head_dim),
         kv_BL2KD[:, :, 0].transpose(1, 2),
         kv_BL2KD[:, :, 1].transpose(1, 2),
-        attn_mask=rows.mask_B11L,
+        attn_mask=mask_B1XL,
     )
-    return out_BKGD.reshape(num_seqs, num_heads, head_dim)
+    out_BKQGD = out_BKXD.view(num_seqs, num_kv_heads, num_tokens, group_size, head_dim)
+    return out_BKQGD.transpose(1, 2).reshape(num_seqs * num_tokens, num_heads, head_dim)
 
 
 def prefill_attention(q_TND: torch.Tensor, cache_S2KD: torch.Tensor, rows: PrefillRows) -> torch.Tensor:

@@ -57,19 +57,25 @@ class Decoder(nn.Module):
         kinds = {layer.attention: layer.rope for layer in text.layers}
         self.ropes = nn.ModuleDict({kind: Rope(rope) for kind, rope in kinds.items()})
 
-    def forward(self, batch: Batch, cache: KVCache, dispatcher: Dispatcher) -> torch.Tensor:
-        """Logits [S, V] of the rows that are sampled, float32 (float64 in a float64 run)."""
+    def forward(
+        self, batch: Batch, cache: KVCache, dispatcher: Dispatcher
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [S, V] of the rows that are sampled, and all rows [T, H] before the final norm (for MTP).
+
+        Logits are float32 (float64 in a float64 run).
+        """
         x_TH = self._embed(batch)
         cos_sin = {kind: rope(batch.positions_T, x_TH.dtype) for kind, rope in self.ropes.items()}
         groups = {"full": batch.full, "sliding": batch.sliding}
-        for layer, pool in zip(self.layers, cache.pools, strict=True):
+        for layer, pool in zip(self.layers, cache.pools[: len(self.layers)], strict=True):
             if batch.num_tokens:
                 normed_TH = layer.attention_norm(x_TH)
                 x_TH = x_TH + layer.attention(normed_TH, cos_sin[layer.kind], pool, groups[layer.kind])
             normed_TH = layer.mlp_norm(x_TH)
             x_TH = x_TH + (layer.mlp(normed_TH, dispatcher) if layer.is_moe else layer.mlp(normed_TH))
         sampled_SH = self.norm(x_TH[batch.sample_rows_S])
-        return linear(sampled_SH, self.head).to(torch.promote_types(x_TH.dtype, torch.float32))
+        logits_SV = linear(sampled_SH, self.head).to(torch.promote_types(x_TH.dtype, torch.float32))
+        return logits_SV, x_TH
 
     def _embed(self, batch: Batch) -> torch.Tensor:
         x_TH = F.embedding(batch.token_ids_T, self.embedding)

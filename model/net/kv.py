@@ -1,4 +1,4 @@
-"""The paged KV cache of one rank: one pool per layer, in two groups of blocks.
+"""The paged KV cache of one rank: one pool per layer, MTP layers last, in two groups of blocks.
 
 Full-attention layers share one block table, sliding layers another: a logical block is the same
 physical block in every layer of its group.
@@ -25,13 +25,17 @@ class KVCache:
     def allocate(
         cls, text: TextConfig, sizes: SchedulerConfig, dtype: torch.dtype, device: torch.device
     ) -> KVCache:
-        """Zeroed pools: a padded slot is masked, and 0 times a stale NaN would not be 0."""
+        """Zeroed pools: a padded slot is masked, and 0 times a stale NaN would not be 0.
+
+        MTP layers have pools where the plan has drafts.
+        """
+        layers = (*text.layers, *(text.mtp_layers if sizes.num_drafts else ()))
         num_blocks = {"full": sizes.num_full_blocks, "sliding": sizes.num_sliding_blocks}
         shape = (sizes.block_size, 2, text.num_kv_heads, text.head_dim)
         return cls(
             pools=tuple(
                 torch.zeros(num_blocks[layer.attention] * shape[0], *shape[1:], dtype=dtype, device=device)
-                for layer in text.layers
+                for layer in layers
             ),
             block_size=sizes.block_size,
         )

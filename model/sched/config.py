@@ -21,6 +21,7 @@ class SchedulerConfig:
     context_len: int
     max_queued: int
     max_queued_tokens: int
+    num_drafts: int = 0  # most drafts that a sequence verifies in a step; 0: there are no MTP layers
     generation: int = 0
     debug_checks: bool = False  # count every block after every event: for tests, O(blocks) each time
 
@@ -40,14 +41,19 @@ class SchedulerConfig:
         return min(self.context_len, self.num_full_blocks * self.block_size + 1)
 
     @property
+    def reach(self) -> int:
+        """The next position may read (next - reach, next]: MTP layers go back to what they saw as drafts."""
+        return self.window + max(0, self.num_drafts - 1)
+
+    @property
     def sliding_bound(self) -> int:
-        """Most sliding blocks a sequence may hold at any time."""
-        return sliding_bound(self.window, self.chunk_tokens, self.block_size)
+        """Most sliding blocks a sequence may hold at any time; drafts of two steps may fail or hold."""
+        return sliding_bound(self.reach + 2 * self.num_drafts, self.chunk_tokens, self.block_size)
 
     @property
     def min_sliding_blocks(self) -> int:
         """Fewest sliding blocks with which a sequence of any length goes on, a token at a time."""
-        return min_sliding_blocks(self.window, self.block_size)
+        return min_sliding_blocks(self.reach, self.block_size)
 
 
 @dataclass(frozen=True)
@@ -71,4 +77,6 @@ class Load:
     num_sliding_blocks: int
     num_free_sliding_blocks: int
     num_preemptions: int  # since the start
+    num_held: tuple[int, ...]  # verify steps in which drafts 1 .. i + 1 all held, and
+    num_verified: tuple[int, ...]  # those that had so many drafts
     unbilled_us: int  # step time spent on sequences that had ended before the step returned

@@ -1,7 +1,7 @@
 """How a step is put together: the running first, oldest first; then whoever waits, first come first served.
 
 Prefill and decode are one thing: computed tokens catch up with known tokens. Within a space's
-`chunk_tokens` the sequences that decode have their token reserved, prefill shares the rest.
+`chunk_tokens` the sequences that decode have their token and their drafts reserved, prefill shares the rest.
 """
 
 from __future__ import annotations
@@ -15,34 +15,48 @@ from model.sched.waiting import WaitingQueue
 class RankDraft:
     """One space's share of the step that is being planned."""
 
-    def __init__(self, space: Space, last_planned: int, now_s: float) -> None:
+    def __init__(self, space: Space, last_planned: int, now_s: float, *, has_drafts: bool = False) -> None:
         self.space = space
         self.num_preempted = 0
         self.work: list[SequenceWork] = []
         self._admitted: list[AdmittedSequence] = []
         self._last_planned = last_planned
         self._now_s = now_s
-        self._budget = space.config.chunk_tokens  # for prefill, once decodes are reserved
+        self._budget = space.config.chunk_tokens  # for prefill, once decodes and drafts are reserved
+        self._has_drafts = has_drafts
+        self._num_drafts: dict[int, int] = {}
         self._spare_full = self._spare_sliding = self._num_pending = 0  # see `open_for_admission`
 
     def plan_running(self) -> None:
         """Give each running sequence its tokens; preempts from the youngest where blocks run out."""
         running = self.space.running
-        self._budget -= sum(seq.num_uncomputed == 1 and not seq.is_complete for seq in running)
+        decoding = [seq for seq in running if seq.num_uncomputed == 1 and not seq.is_complete]
+        self._budget -= len(decoding)
+        if self._has_drafts:
+            self._reserve_drafts(decoding)
         index = 0
         while index < len(running):  # preemption shortens the list from its end
             self._plan_one(running[index])
             index += 1
 
+    def _reserve_drafts(self, decoding: list[Sequence]) -> None:
+        """Drafts come out of what single tokens leave, and never go beyond `max_tokens`."""
+        for seq in decoding:
+            if seq.acceptance is not None:
+                num_drafts = min(seq.acceptance.wanted(), seq.num_room - 1, self._budget)
+                self._num_drafts[seq.seq_id] = num_drafts
+                self._budget -= num_drafts
+
     def _plan_one(self, seq: Sequence) -> None:
         is_decode = seq.num_uncomputed == 1
-        want = 1 if is_decode else min(seq.num_uncomputed, self._budget)
+        num_drafts = self._num_drafts.get(seq.seq_id, 0)
+        want = 1 + num_drafts if is_decode else min(seq.num_uncomputed, self._budget)
         if seq.is_complete or want == 0:
             return
         self.space.trim(seq, self._last_planned)
         num_tokens = self._secure(seq, want)
         if num_tokens > 0:
-            self.work.append(self.space.take(seq, num_tokens))
+            self.work.append(self.space.take(seq, num_tokens, num_tokens - 1 if num_drafts else 0))
         if not is_decode:
             self._budget -= num_tokens
 
@@ -94,7 +108,8 @@ class RankDraft:
         seq = queue.oldest
         assert seq is not None
         space = self.space
-        if self._budget == 0 or self._is_full:
+        # One preempted while drafts were in flight: how many tokens it has shows when they return.
+        if self._budget == 0 or self._is_full or seq.num_drafting:
             return False
         full, sliding = space.growth(seq)
         if space.running and (full > self._spare_full or sliding > self._spare_sliding):

@@ -14,10 +14,11 @@ from dataclasses import replace
 from model.errors import AlreadyExists, FluytError, InvalidRequest, Overloaded
 from model.sched.blocks import num_blocks
 from model.sched.config import Load, Placement, SchedulerConfig
+from model.sched.drafting import Acceptance, DraftPolicy
 from model.sched.planning import RankDraft, admit_waiting
 from model.sched.sequence import Phase, Sequence
 from model.sched.space import Space
-from model.sched.step import RankResult, RankStep, SequenceOutput, Step, StepResult
+from model.sched.step import RankResult, RankStep, SequenceOutput, SequenceWork, Step, StepResult
 from model.sched.waiting import WaitingQueue
 from model.types import Delta, FinishReason, Request, RequestKey
 
@@ -38,6 +39,9 @@ class Scheduler:
         self._num_preemptions = 0
         self._unbilled_us = 0
         self._tokens_per_s = 0.0  # of the gang, averaged over the last steps
+        self._policy = DraftPolicy()
+        self._num_verified = [0] * config.num_drafts
+        self._num_held = [0] * config.num_drafts
         self._clear()
 
     def _clear(self) -> None:
@@ -62,6 +66,8 @@ class Scheduler:
         self._check_queue(request)
         phase = Phase.FETCHING if needs_images else Phase.WAITING
         seq = Sequence(self._num_added, request, self._clock_s(), phase)
+        if self.config.num_drafts and request.sampling.mtp:
+            seq.acceptance = Acceptance([1.0] * self.config.num_drafts)
         self._num_added += 1
         if needs_images:
             space = min(self._spaces, key=lambda space: (space.num_pending_tokens, space.index))
@@ -128,7 +134,10 @@ class Scheduler:
         if self._is_failed or len(self._in_flight) >= MAX_STEPS_IN_FLIGHT or not self._by_id:
             return None
         now_s = self._clock_s()
-        drafts = [RankDraft(space, self._last_planned, now_s) for space in self._spaces]
+        has_drafts = self.config.num_drafts > 0 and self._policy.chooses_drafts(self._num_decoding)
+        drafts = [
+            RankDraft(space, self._last_planned, now_s, has_drafts=has_drafts) for space in self._spaces
+        ]
         for draft in drafts:
             draft.plan_running()
             self._num_preemptions += draft.num_preempted
@@ -157,38 +166,61 @@ class Scheduler:
         deltas: list[Delta] = []
         for rank_step, rank_result in zip(step.ranks, result.ranks, strict=True):
             deltas += self._commit_rank(rank_step, rank_result)
+        self._observe(step, result)
         self._debug_check()
         return deltas
 
     def _commit_rank(self, step: RankStep, result: RankResult) -> list[Delta]:
         outputs = {output.seq_id: output for output in result.outputs}
-        expected = [work.seq_id for work in step.work if work.samples]
-        assert sorted(outputs) == sorted(expected), (sorted(outputs), sorted(expected))
+        expected = {work.seq_id: work for work in step.work if work.samples}
+        assert outputs.keys() == expected.keys(), (sorted(outputs), sorted(expected))
         now_s = self._clock_s()
         # Sequences that ended while the step was in flight are no longer open: their output is dropped.
         return [
-            self._commit_output(self._by_id[seq_id], outputs[seq_id], now_s)
-            for seq_id in expected
+            self._commit_output(self._by_id[seq_id], work, outputs[seq_id], now_s)
+            for seq_id, work in expected.items()
             if seq_id in self._by_id
         ]
 
-    def _commit_output(self, seq: Sequence, output: SequenceOutput, now_s: float) -> Delta:
-        assert len(output.token_ids) == 1, (output.seq_id, len(output.token_ids))
-        token_id = output.token_ids[0]
-        reason = seq.ending(token_id)
+    def _commit_output(
+        self, seq: Sequence, work: SequenceWork, output: SequenceOutput, now_s: float
+    ) -> Delta:
+        num_gained = len(output.token_ids)
+        assert 1 <= num_gained <= 1 + work.num_drafts, (output.seq_id, num_gained, work.num_drafts)
+        self._count_drafts(seq, work.num_drafts, num_gained - 1)
+        num_kept, reason = seq.cut(output.token_ids)
         delta = Delta(
             seq.request.key,
             seq.num_output,
-            output.token_ids,
-            output.logprobs,
+            output.token_ids[:num_kept],
+            output.logprobs[:num_kept],
             finish_reason=reason,
-            stop_token_id=token_id if reason is FinishReason.STOP else None,
+            stop_token_id=output.token_ids[num_kept - 1] if reason is FinishReason.STOP else None,
         )
-        seq.num_sampling -= 1
-        seq.num_output += 1
+        seq.returned(num_gained, work.num_drafts)
         if seq.first_token_s is None:
             seq.first_token_s = now_s
         return delta if reason is None else self._end(seq, delta)
+
+    def _count_drafts(self, seq: Sequence, num_drafts: int, num_accepted: int) -> None:
+        if seq.acceptance is not None:
+            seq.acceptance.observe(num_drafts, num_accepted)
+        seq.num_drafted += num_drafts
+        seq.num_accepted += num_accepted
+        for index in range(num_drafts):
+            self._num_verified[index] += 1
+            self._num_held[index] += num_accepted > index
+
+    def _observe(self, step: Step, result: StepResult) -> None:
+        """Tell the policy about steps in which everybody decoded."""
+        works = [work for rank in step.ranks for work in rank.work]
+        if self.config.num_drafts and all(work.num_tokens == 1 + work.num_drafts for work in works):
+            self._policy.observe(
+                len(works),
+                is_drafting=any(work.num_drafts for work in works),
+                num_gained=sum(len(output.token_ids) for rank in result.ranks for output in rank.outputs),
+                step_us=result.step_us,
+            )
 
     def _bill(self, step: Step, step_us: int) -> None:
         """Share the time of a step by tokens, to the microsecond: the shares add up to `step_us`."""
@@ -214,6 +246,10 @@ class Scheduler:
     def _last_planned(self) -> int:
         """The last step that may still touch a block that is freed now; -1 if nothing is in flight."""
         return self._in_flight[-1].step_id if self._in_flight else -1
+
+    @property
+    def _num_decoding(self) -> int:
+        return sum(seq.num_uncomputed == 1 for space in self._spaces for seq in space.running)
 
     def _space_of(self, seq: Sequence) -> Space:
         assert seq.space is not None, seq
@@ -253,6 +289,8 @@ class Scheduler:
             num_sliding_blocks=config.num_sliding_blocks * config.num_spaces,
             num_free_sliding_blocks=sum(space.sliding.num_free for space in spaces),
             num_preemptions=self._num_preemptions,
+            num_held=tuple(self._num_held),
+            num_verified=tuple(self._num_verified),
             unbilled_us=self._unbilled_us,
         )
 
@@ -266,9 +304,13 @@ class Scheduler:
         self._unplaced.check()
         assert num_in_queues == len(self._by_id) == len(self._by_key), (num_in_queues, len(self._by_id))
         works = [work for step in self._in_flight for rank in step.ranks for work in rank.work]
-        num_sampling = Counter(work.seq_id for work in works if work.samples)
+        num_sampling, num_drafting = Counter[int](), Counter[int]()
+        for work in works:
+            num_sampling[work.seq_id] += work.samples + work.num_drafts
+            num_drafting[work.seq_id] += work.num_drafts
         for seq in self._by_id.values():
             assert seq.num_sampling == num_sampling[seq.seq_id], (seq, num_sampling[seq.seq_id])
+            assert seq.num_drafting == num_drafting[seq.seq_id], (seq, num_drafting[seq.seq_id])
             assert seq.phase is Phase.RUNNING or not (seq.full_blocks or seq.sliding_blocks), seq
             assert seq.num_output + seq.num_sampling <= seq.request.sampling.max_tokens, seq
 

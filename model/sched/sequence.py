@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from model.sched.drafting import Acceptance
 from model.types import FinishReason, Request, Usage
 
 
@@ -20,8 +21,8 @@ class Phase(Enum):
 class Sequence:
     """Counts about one request. Positions count as computed when planned: steps return in order.
 
-    Known tokens are the prompt, the tokens committed, and those that steps in flight will sample:
-    an upper bound, which the next step finds true unless the sequence ends before.
+    Known tokens are the prompt, the tokens committed, and those that steps in flight will sample: an
+    upper bound, which the next step finds true unless drafts fail or the sequence ends before.
     """
 
     seq_id: int  # also the order of arrival
@@ -31,7 +32,8 @@ class Sequence:
     space: int | None = None
     is_admitted: bool = False  # its rank has prompt and sampling parameters
     num_output: int = 0  # tokens committed
-    num_sampling: int = 0  # tokens that steps in flight will sample
+    num_sampling: int = 0  # tokens that steps in flight will sample, if every draft holds
+    num_drafting: int = 0  # of these, drafts: so many may not hold
     num_computed: int = 0  # positions planned since the start, or since the last preemption
     full_blocks: list[int] = field(default_factory=list)
     sliding_blocks: list[int] = field(default_factory=list)  # those not behind the window
@@ -39,6 +41,9 @@ class Sequence:
     compute_us: int = 0
     started_s: float | None = None  # first planned
     first_token_s: float | None = None
+    acceptance: Acceptance | None = None  # None: never drafts
+    num_drafted: int = 0  # of steps that have returned
+    num_accepted: int = 0
 
     @property
     def num_prompt(self) -> int:
@@ -61,9 +66,14 @@ class Sequence:
         return self.num_known - self.num_computed
 
     @property
+    def num_room(self) -> int:
+        """Tokens that may still be planned, should every draft hold."""
+        return self.request.sampling.max_tokens - self.num_output - self.num_sampling
+
+    @property
     def is_complete(self) -> bool:
-        """True once its last token is planned: nothing is left but to wait for it."""
-        return self.num_output + self.num_sampling >= self.request.sampling.max_tokens
+        """True once its last token is planned: it is waited for, or drafts fail."""
+        return self.num_room <= 0
 
     def reset(self) -> None:
         """Forget what was computed; known tokens stay, so it is computed again from position 0."""
@@ -72,14 +82,31 @@ class Sequence:
         self.full_blocks = []
         self.sliding_blocks = []
 
-    def ending(self, token_id: int) -> FinishReason | None:
-        """Why the sequence ends with this token, the next after `num_output`; None if it goes on."""
+    def cut(self, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
+        """How many of the tokens just gained count, and why the sequence ends with the last of these."""
+        for index, token_id in enumerate(token_ids):
+            reason = self.ending(token_id, self.num_output + index)
+            if reason is not None:
+                return index + 1, reason
+        return len(token_ids), None
+
+    def returned(self, num_gained: int, num_drafts: int) -> None:
+        """A step that sampled has returned: drafts that failed were computed in vain."""
+        num_failed = 1 + num_drafts - num_gained
+        self.num_output += num_gained
+        self.num_sampling -= 1 + num_drafts
+        self.num_drafting -= num_drafts
+        if self.phase is Phase.RUNNING:  # one preempted since has nothing computed
+            self.num_computed -= num_failed
+
+    def ending(self, token_id: int, num_before: int) -> FinishReason | None:
+        """Why the sequence ends with this token, which follows `num_before`; None if it goes on."""
         sampling = self.request.sampling
-        if self.num_output >= sampling.min_tokens and (
+        if num_before >= sampling.min_tokens and (
             token_id in sampling.eos_token_ids or token_id in sampling.stop_token_ids
         ):
             return FinishReason.STOP
-        return FinishReason.LENGTH if self.num_output + 1 >= sampling.max_tokens else None
+        return FinishReason.LENGTH if num_before + 1 >= sampling.max_tokens else None
 
     def usage(self, now_s: float, num_completion: int) -> Usage:
         """Bill at `now_s`; wall time: queue until first planned, prefill until the first token, decode."""
@@ -89,6 +116,8 @@ class Sequence:
             num_prompt_tokens=self.num_prompt,
             num_image_tokens=sum(span.num_tokens for span in self.request.images),
             num_completion_tokens=num_completion,
+            num_draft_tokens=self.num_drafted,
+            num_accepted_tokens=self.num_accepted,
             queue_us=_microseconds(started_s - self.added_s),
             prefill_us=_microseconds(first_token_s - started_s),
             decode_us=_microseconds(now_s - first_token_s),

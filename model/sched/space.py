@@ -37,9 +37,10 @@ class Space:
         insort(self.running, seq, key=lambda other: other.seq_id)
 
     def trim(self, seq: Sequence, last_planned: int) -> None:
-        """Give back sliding blocks that no position from `num_computed` on attends to."""
+        """Give back sliding blocks that no position from the next one on attends to, should no draft hold."""
         config = self.config
-        first = first_window_block(seq.num_computed, config.window, config.block_size)
+        next_position = seq.num_computed - seq.num_drafting
+        first = first_window_block(next_position, config.reach, config.block_size)
         num_behind = first - seq.num_sliding_freed
         if num_behind > 0:
             self.sliding.free(seq.sliding_blocks[:num_behind], last_planned)
@@ -68,18 +69,24 @@ class Space:
         sliding = min(needed - seq.num_sliding_freed, sliding_limit) - num_sliding
         return max(0, needed - len(seq.full_blocks)), max(0, sliding)
 
-    def take(self, seq: Sequence, num_tokens: int) -> SequenceWork:
-        """Allocate for the next `num_tokens` positions and count them as computed."""
+    def take(self, seq: Sequence, num_tokens: int, num_drafts: int = 0) -> SequenceWork:
+        """Allocate for the next `num_tokens` positions, drafts included, and count them as computed."""
         start, end = seq.num_computed, seq.num_computed + num_tokens
         needed = num_blocks(end, self.config.block_size)
-        new_full = self.full.allocate(needed - len(seq.full_blocks))
-        new_sliding = self.sliding.allocate(needed - seq.num_sliding_freed - len(seq.sliding_blocks))
-        samples = end == seq.num_known
+        # Blocks of drafts that failed are there already.
+        new_full = self.full.allocate(max(0, needed - len(seq.full_blocks)))
+        num_sliding = seq.num_sliding_freed + len(seq.sliding_blocks)
+        new_sliding = self.sliding.allocate(max(0, needed - num_sliding))
+        samples = end - num_drafts == seq.num_known
+        assert samples or not num_drafts, (seq, num_drafts)
         seq.full_blocks += new_full
         seq.sliding_blocks += new_sliding
         seq.num_computed = end
-        seq.num_sampling += samples
-        return SequenceWork(seq.seq_id, start, num_tokens, samples, tuple(new_full), tuple(new_sliding))
+        seq.num_sampling += samples + num_drafts
+        seq.num_drafting += num_drafts
+        return SequenceWork(
+            seq.seq_id, start, num_tokens, samples, num_drafts, tuple(new_full), tuple(new_sliding)
+        )
 
     def release(self, seq: Sequence, last_planned: int) -> None:
         """Take back every block of a sequence; steps up to `last_planned` may still touch them."""
@@ -106,8 +113,10 @@ class Space:
 
     def _check_running(self, seq: Sequence) -> None:
         assert (seq.phase, seq.space) == (Phase.RUNNING, self.index), seq
-        needed = num_blocks(seq.num_computed, self.config.block_size)
-        assert len(seq.full_blocks) == needed, seq
-        assert seq.num_sliding_freed + len(seq.sliding_blocks) == needed, seq
-        assert len(seq.sliding_blocks) <= self.config.sliding_bound, seq
+        config = self.config
+        needed = num_blocks(seq.num_computed, config.block_size)
+        most = num_blocks(seq.num_computed + 2 * config.num_drafts, config.block_size)
+        assert needed <= len(seq.full_blocks) <= most, seq
+        assert seq.num_sliding_freed + len(seq.sliding_blocks) == len(seq.full_blocks), seq
+        assert len(seq.sliding_blocks) <= config.sliding_bound, seq
         assert 0 <= seq.num_computed <= min(seq.num_known, seq.num_positions), seq

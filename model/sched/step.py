@@ -30,16 +30,20 @@ class AdmittedSequence:
 class SequenceWork:
     """Compute positions [start, start + num_tokens) of a sequence.
 
+    With `samples` the logits of the last position give the next token. With `num_drafts` the rank drafts
+    so many tokens first, computes them behind the last known one, and gains as many as hold and one more.
+    How many held in the step before is not known to the plan: `start` is then the largest that can be, and
+    blocks are there for it; work that samples ends with the tokens known to the rank, and its drafts.
     `new_full_blocks` and `new_sliding_blocks` are appended to the rank's block tables (logical
     block i holds positions [i * block_size, (i + 1) * block_size) in both groups). `start` == 0
-    empties both tables first: a new sequence, or one recomputed after preemption. With `samples`
-    the logits of the last position give the next token.
+    empties both tables first: a new sequence, or one recomputed after preemption.
     """
 
     seq_id: int
     start: int
     num_tokens: int
     samples: bool
+    num_drafts: int = 0
     new_full_blocks: tuple[int, ...] = ()
     new_sliding_blocks: tuple[int, ...] = ()
 
@@ -89,7 +93,7 @@ class Step:
 
 @dataclass(frozen=True)
 class SequenceOutput:
-    """Tokens a sequence gained in a step (one; later up to 1 + drafts), in order."""
+    """Tokens a sequence gained in a step, in order: the drafts that held, and one more."""
 
     seq_id: int
     token_ids: tuple[int, ...]

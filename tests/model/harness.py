@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from model.dispatch import LocalDispatcher
+from model.drafts import Drafter
 from model.engine import Engine, Runner
 from model.net.decoder import Decoder
 from model.net.kv import KVCache
@@ -16,7 +17,7 @@ from model.placement import ExpertMap
 from model.runner import LocalRunner, RankRunner
 from model.sched.scheduler import Scheduler
 from model.types import Delta, FinishReason, ImageSpan, Request, RequestKey, SamplingParams
-from model.weights import Checkpoint, load_decoder
+from model.weights import Checkpoint, load_decoder, load_mtp
 
 CPU = torch.device("cpu")
 
@@ -38,10 +39,10 @@ class RecordingDecoder:
         self.text = decoder.text
         self.logits: list[torch.Tensor] = []
 
-    def __call__(self, *args: object) -> torch.Tensor:
-        logits_SV = self._decoder(*args)
+    def __call__(self, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        logits_SV, x_TH = self._decoder(*args)
         self.logits += list(logits_SV)
-        return logits_SV
+        return logits_SV, x_TH
 
 
 def local_runner(
@@ -49,10 +50,16 @@ def local_runner(
 ) -> tuple[LocalRunner, RecordingDecoder]:
     """One rank in this process whose logits are kept."""
     text = checkpoint.config.text
-    experts, sizes = ExpertMap(text.num_experts, 1), scheduler_config(text, options)
-    decoder = RecordingDecoder(load_decoder(checkpoint, experts, 0, options.torch_dtype, device))
+    experts = ExpertMap(text.num_experts, 1)
+    sizes = scheduler_config(text, options, has_mtp=checkpoint.has_mtp)
+    decoder = load_decoder(checkpoint, experts, 0, options.torch_dtype, device)
+    recording = RecordingDecoder(decoder)
     cache = KVCache.allocate(text, sizes, options.torch_dtype, device)
-    return LocalRunner(RankRunner(decoder, cache, LocalDispatcher(experts), 0)), decoder
+    drafter = None
+    if sizes.num_drafts:
+        mtp = load_mtp(checkpoint, options.torch_dtype, device)
+        drafter = Drafter(mtp, decoder, cache.pools[len(text.layers) :])
+    return LocalRunner(RankRunner(recording, cache, LocalDispatcher(experts), 0, drafter)), recording
 
 
 def run(

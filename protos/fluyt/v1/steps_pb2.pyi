@@ -20,7 +20,7 @@ ROLE_GANG: Role
 ROLE_RANK: Role
 
 class Hello(_message.Message):
-    __slots__ = ("role", "proto_version", "epoch", "fingerprint", "gang_id", "generation", "world_size", "num_spaces", "block_size", "num_full_blocks", "num_sliding_blocks", "rank", "instance")
+    __slots__ = ("role", "proto_version", "epoch", "fingerprint", "gang_id", "generation", "world_size", "num_spaces", "block_size", "num_full_blocks", "num_sliding_blocks", "rank", "instance", "num_drafts")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     PROTO_VERSION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class Hello(_message.Message):
     NUM_SLIDING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     INSTANCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     role: Role
     proto_version: int
     epoch: str
@@ -47,7 +48,8 @@ class Hello(_message.Message):
     num_sliding_blocks: int
     rank: int
     instance: str
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., proto_version: _Optional[int] = ..., epoch: _Optional[str] = ..., fingerprint: _Optional[str] = ..., gang_id: _Optional[str] = ..., generation: _Optional[int] = ..., world_size: _Optional[int] = ..., num_spaces: _Optional[int] = ..., block_size: _Optional[int] = ..., num_full_blocks: _Optional[int] = ..., num_sliding_blocks: _Optional[int] = ..., rank: _Optional[int] = ..., instance: _Optional[str] = ...) -> None: ...
+    num_drafts: int
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., proto_version: _Optional[int] = ..., epoch: _Optional[str] = ..., fingerprint: _Optional[str] = ..., gang_id: _Optional[str] = ..., generation: _Optional[int] = ..., world_size: _Optional[int] = ..., num_spaces: _Optional[int] = ..., block_size: _Optional[int] = ..., num_full_blocks: _Optional[int] = ..., num_sliding_blocks: _Optional[int] = ..., rank: _Optional[int] = ..., instance: _Optional[str] = ..., num_drafts: _Optional[int] = ...) -> None: ...
 
 class FromFrontDoor(_message.Message):
     __slots__ = ("hello", "add", "stop", "abort", "load_query")
@@ -86,7 +88,7 @@ class AddSequence(_message.Message):
     def __init__(self, ticket: _Optional[int] = ..., tenant: _Optional[str] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ..., task_id: _Optional[str] = ..., embeddings_address: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
 
 class SequenceSampling(_message.Message):
-    __slots__ = ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "stop", "stop_token_ids", "eos_token_ids", "num_logprobs")
+    __slots__ = ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "stop", "stop_token_ids", "eos_token_ids", "num_logprobs", "mtp")
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +103,7 @@ class SequenceSampling(_message.Message):
     STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    MTP_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     seed: int
     temperature: float
@@ -115,7 +118,8 @@ class SequenceSampling(_message.Message):
     stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
     eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_logprobs: int
-    def __init__(self, max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ...) -> None: ...
+    mtp: bool
+    def __init__(self, max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., mtp: bool = ...) -> None: ...
 
 class SequenceImage(_message.Message):
     __slots__ = ("start", "num_tokens", "key", "offset")
@@ -320,20 +324,22 @@ class PlannedSequence(_message.Message):
     def __init__(self, seq_id: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ...) -> None: ...
 
 class PlannedWork(_message.Message):
-    __slots__ = ("seq_id", "start", "num_tokens", "samples", "new_full_blocks", "new_sliding_blocks")
+    __slots__ = ("seq_id", "start", "num_tokens", "samples", "new_full_blocks", "new_sliding_blocks", "num_drafts")
     SEQ_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
     NEW_FULL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NEW_SLIDING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     seq_id: int
     start: int
     num_tokens: int
     samples: bool
     new_full_blocks: _containers.RepeatedScalarFieldContainer[int]
     new_sliding_blocks: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., samples: bool = ..., new_full_blocks: _Optional[_Iterable[int]] = ..., new_sliding_blocks: _Optional[_Iterable[int]] = ...) -> None: ...
+    num_drafts: int
+    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., samples: bool = ..., new_full_blocks: _Optional[_Iterable[int]] = ..., new_sliding_blocks: _Optional[_Iterable[int]] = ..., num_drafts: _Optional[int] = ...) -> None: ...
 
 class PlannedCopy(_message.Message):
     __slots__ = ("group", "source", "target")

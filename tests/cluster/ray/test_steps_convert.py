@@ -82,6 +82,7 @@ sampling = st.builds(
     stop_token_ids=ids,
     eos_token_ids=ids,
     num_logprobs=st.none() | st.integers(0, 20),
+    mtp=st.booleans(),
 )
 requests = st.builds(
     Request,
@@ -98,6 +99,7 @@ works = st.builds(
     start=st.integers(0, 2**31),
     num_tokens=st.integers(1, 2**20),
     samples=st.booleans(),
+    num_drafts=st.integers(0, 3),
     new_full_blocks=ids,
     new_sliding_blocks=ids,
 )

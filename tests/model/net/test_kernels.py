@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 
 from model.batch import Batch
+from model.batching import build_batch
 from model.config import TextConfig, read_config
 from model.kernels.reference import paged_attention
-from model.live import LiveSequence, SlotTable, build_batch
+from model.live import LiveSequence, SlotTable
 from model.nano.shape import Shape
 from model.nano.write import write_model
 from model.net.layers import rms_norm
@@ -23,7 +24,7 @@ from model.sampler import SampleRow
 from model.sched.step import SequenceWork
 from model.types import SamplingParams
 
-WINDOW, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM = 8, 4, 2, 16
+WINDOW, BLOCK_SIZE, NUM_KV_HEADS, HEAD_DIM = 12, 4, 2, 16
 
 
 def _sequence(num_tokens: int, blocks: list[int]) -> LiveSequence:
@@ -61,7 +62,8 @@ def _one_query(q_ND: torch.Tensor, kv_L2KD: torch.Tensor) -> torch.Tensor:
     "shapes",  # (start, num_tokens) of each sequence
     [
         [(0, 3)],
-        [(0, 8), (0, 9)],
+        [(0, 12), (0, 13)],
+        [(20, 4), (3, 4), (11, 4), (40, 2), (6, 1)],
         [(0, 40)],
         [(5, 20), (0, 17), (3, 1)],
         [(30, 16), (7, 2), (50, 1), (8, 25)],

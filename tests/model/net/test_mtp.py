@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.batching import build_batch
 from model.errors import CheckpointError
-from model.live import LiveSequence, SlotTable, build_batch
+from model.live import LiveSequence, SlotTable
 from model.net.kv import KVCache
 from model.net.layers import Rope
 from model.net.mtp import MTPLayer

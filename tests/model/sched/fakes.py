@@ -69,7 +69,8 @@ class FakeSequence:
     tokens: list[int]
     full: list[int] = field(default_factory=list)
     sliding: list[int] = field(default_factory=list)
-    num_planned: int = 0  # positions of submitted work
+    num_planned: int = 0  # positions of submitted work, if every draft holds
+    num_drafting: int = 0  # drafts among them that have not run
     num_computed: int = 0  # positions of work that has run
     num_starts: int = 0
 
@@ -82,7 +83,8 @@ class FakeRank:
         self.sequences: dict[int, FakeSequence] = {}
         self.forgotten: set[int] = set()
         self.cache: dict[tuple[str, int], tuple[int, int]] = {}  # slot -> (sequence, token)
-        self.tables: deque[dict[int, tuple[list[int], list[int]]]] = deque()  # of steps in flight
+        # Of steps in flight: both tables of a sequence, and how often it had started from nothing.
+        self.tables: deque[dict[int, tuple[list[int], list[int], int]]] = deque()
 
     def submit(self, step: RankStep) -> dict[tuple[str, int], tuple[int, int]]:
         """Check a step when it is planned; returns who touches which block: (sequence, start count)."""
@@ -100,12 +102,13 @@ class FakeRank:
             owner = (work.seq_id, seq.num_starts)
             for block in self._touched_blocks(seq, work):
                 assert touched.setdefault(block, owner) == owner, f"{block} of {owner} and {touched[block]}"
-            self.tables[-1][work.seq_id] = (list(seq.full), list(seq.sliding))
+            self.tables[-1][work.seq_id] = (list(seq.full), list(seq.sliding), seq.num_starts)
         return touched
 
     def _extend_tables(self, seq: FakeSequence, work) -> None:
         assert work.num_tokens >= 1
         if work.start == 0:
+            assert seq.num_drafting == 0, "how many tokens are known is not known yet"
             seq.full, seq.sliding, seq.num_planned = [], [], 0
             seq.num_starts += 1
         assert work.start == seq.num_planned, f"{work.seq_id}: start {work.start}, not {seq.num_planned}"
@@ -113,56 +116,76 @@ class FakeRank:
         seq.full += work.new_full_blocks
         seq.sliding += work.new_sliding_blocks
         needed = -(-end // self.config.block_size)
-        assert len(seq.full) == len(seq.sliding) == needed, (work, len(seq.full), len(seq.sliding))
+        most = -(-(end + 2 * self.config.num_drafts) // self.config.block_size)
+        assert needed <= len(seq.full) == len(seq.sliding) <= most, (work, len(seq.full), len(seq.sliding))
+        seq.num_drafting += work.num_drafts
         assert all(0 <= block < self.config.num_full_blocks for block in seq.full)
         assert all(0 <= block < self.config.num_sliding_blocks for block in seq.sliding)
 
     def _touched_blocks(self, seq: FakeSequence, work) -> list[tuple[str, int]]:
-        first = max(0, work.start - self.config.window + 1) // self.config.block_size
-        in_window = seq.sliding[first:]
         config = self.config
-        assert len(in_window) <= -(-(config.window + config.chunk_tokens) // config.block_size) + 1
+        least_start = work.start - (seq.num_drafting - work.num_drafts)
+        in_window = seq.sliding[max(0, least_start - config.reach + 1) // config.block_size :]
+        assert len(in_window) <= config.sliding_bound
         return [("full", block) for block in seq.full] + [("sliding", block) for block in in_window]
 
     def run(self, step: RankStep) -> RankResult:
         """Run a step in its turn: write every slot, read every slot that attention would."""
         tables = self.tables.popleft()
         for work in step.work:  # all write before anyone reads: layers interleave the sequences
-            self._write(work, *tables[work.seq_id])
+            self._write(work, *tables[work.seq_id][:2])
         outputs = []
         for work in step.work:
             seq = self.sequences[work.seq_id]
-            self._read(work, *tables[work.seq_id])
-            seq.num_computed = work.start + work.num_tokens
-            assert work.samples == (seq.num_computed == len(seq.tokens)), "samples from the last token known"
+            self._read(work, *tables[work.seq_id][:2])
+            num_known = self._start(seq, work) + work.num_tokens - work.num_drafts
+            assert work.samples == (num_known == len(seq.tokens)), "samples from the last token known"
+            seq.num_computed = num_known
             if work.samples:
-                token = self._sample(seq)
-                outputs.append(SequenceOutput(work.seq_id, (token,)))
+                gained = self._sample(seq, work.num_drafts)
+                seq.num_computed += len(gained) - 1
+                seq.num_drafting -= work.num_drafts
+                if tables[work.seq_id][2] == seq.num_starts:
+                    seq.num_planned -= 1 + work.num_drafts - len(gained)
+                outputs.append(SequenceOutput(work.seq_id, gained))
         for seq_id in step.dropped:
             self.sequences.pop(seq_id, None)  # unknown: it ended while its images were fetched
             self.forgotten.add(seq_id)
         return RankResult(tuple(outputs))
 
-    def _sample(self, seq: FakeSequence) -> int:
-        token = next_token(seq.tokens)
-        seq.tokens.append(token)
+    def _sample(self, seq: FakeSequence, num_drafts: int) -> tuple[int, ...]:
+        """Drafts hold as often as a hash of the tokens before says; then comes one more token."""
+        gained = []
+        while len(gained) <= num_drafts:
+            token = next_token(seq.tokens)
+            seq.tokens.append(token)
+            gained.append(token)
+            if zlib.crc32(repr((seq.tokens, "draft")).encode()) % 3 == 0:
+                break  # the next draft was wrong
         num_output = len(seq.tokens) - len(seq.admitted.prompt_ids)
         assert num_output <= seq.admitted.sampling.max_tokens, "planned beyond max_tokens"
-        return token
+        return tuple(gained)
+
+    def _start(self, seq: FakeSequence, work) -> int:
+        return len(seq.tokens) - work.num_tokens + work.num_drafts if work.samples else work.start
 
     def _write(self, work, full: list[int], sliding: list[int]) -> None:
         seq, size = self.sequences[work.seq_id], self.config.block_size
         expected = 0 if work.start == 0 else seq.num_computed
-        assert work.start == expected, f"{work.seq_id}: position {work.start} after {expected}"
-        assert work.start + work.num_tokens <= len(seq.tokens), "computes a token that is not known"
-        for position in range(work.start, work.start + work.num_tokens):
+        start = self._start(seq, work)
+        assert start == expected, f"{work.seq_id}: position {start} after {expected}"
+        assert work.start >= start, "the plan is an upper bound"
+        num_known = len(seq.tokens) + work.num_drafts
+        assert start + work.num_tokens <= num_known, "computes a token that is not known"
+        for position in range(start, start + work.num_tokens):
             for group, table in (("full", full), ("sliding", sliding)):
                 slot = table[position // size] * size + position % size
                 self.cache[group, slot] = (work.seq_id, position)
 
     def _read(self, work, full: list[int], sliding: list[int]) -> None:
-        size, end = self.config.block_size, work.start + work.num_tokens
-        first = max(0, work.start - self.config.window + 1)
+        start = self._start(self.sequences[work.seq_id], work)
+        size, end = self.config.block_size, start + work.num_tokens
+        first = max(0, start - self.config.reach + 1)
         for group, table, begin in (("full", full, 0), ("sliding", sliding, first)):
             for position in range(begin, end):
                 found = self.cache[group, table[position // size] * size + position % size]

@@ -21,6 +21,24 @@ SHAPES = {
     "window of one": {"window": 1, "num_sliding_blocks": 3, "num_full_blocks": 16},
     "three spaces": {"num_spaces": 3, "num_full_blocks": 14, "num_sliding_blocks": 9, "max_running": 4},
     "window over context": {"window": 500, "num_full_blocks": 20, "num_sliding_blocks": 20},
+    "drafts": {"num_drafts": 3},
+    "drafts, few full blocks": {"num_drafts": 3, "num_full_blocks": 14},
+    "drafts, few sliding blocks": {"num_drafts": 3, "num_sliding_blocks": 8},
+    "drafts, blocks of one": {
+        "num_drafts": 2,
+        "block_size": 1,
+        "num_full_blocks": 45,
+        "num_sliding_blocks": 24,
+        "window": 5,
+    },
+    "drafts, chunk of five": {"num_drafts": 3, "chunk_tokens": 5, "num_full_blocks": 16},
+    "drafts, three spaces": {
+        "num_drafts": 3,
+        "num_spaces": 3,
+        "num_full_blocks": 14,
+        "num_sliding_blocks": 9,
+        "max_running": 4,
+    },
 }
 
 
@@ -153,9 +171,12 @@ def test_every_block_is_accounted_for_after_every_event(shape):
         assert storm.seen[event, True] > 50, f"{event} hardly came between plan and result"
 
 
+@pytest.mark.parametrize("num_drafts", [0, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_books_hold_when_preemption_never_rests(seed):
-    shape = {"num_full_blocks": 13, "num_sliding_blocks": 13, "max_running": 16}
+def test_books_hold_when_preemption_never_rests(seed, num_drafts):
+    shape = {
+        "num_full_blocks": 13, "num_sliding_blocks": 13, "max_running": 16, "num_drafts": num_drafts,
+    }  # fmt: skip
     storm = Storm(seed, shape, lengths=(6, 44))  # grow far beyond what admission can foresee
     storm.run(1500)
     storm.finish()

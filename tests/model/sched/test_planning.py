@@ -200,8 +200,9 @@ def test_nobody_overtakes_the_head_of_the_queue():
 
 @pytest.mark.parametrize("chunk_tokens", [1, 3, 7, 64, 10_000])
 @pytest.mark.parametrize("num_spaces", [1, 3])
-def test_the_plan_does_not_change_the_tokens(chunk_tokens, num_spaces):
-    bench = Bench(make_config(chunk_tokens=chunk_tokens, num_spaces=num_spaces))
+@pytest.mark.parametrize("num_drafts", [0, 3])
+def test_the_plan_does_not_change_the_tokens(chunk_tokens, num_spaces, num_drafts):
+    bench = Bench(make_config(chunk_tokens=chunk_tokens, num_spaces=num_spaces, num_drafts=num_drafts))
     requests = [make_request(f"r{i}", 3 + 9 * i, 5 + i) for i in range(10)]
     for request in requests:
         bench.scheduler.add(request)

@@ -7,12 +7,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cluster.client import Client
+from cluster.client import Answer, Client
 from model.nano.data.canvas import Style
 from model.nano.data.episodes import ROWS, Reply
 from model.nano.data.fonts import held_out_faces
 from model.nano.evaluate import MAX_TOKENS, SEED, Replier, examine
-from model.text.chat import ChatMessage, ContentPart, Conversation
+from model.text.chat import ChatMessage, ContentPart, Conversation, ToolCall
 from protos.fluyt.v1 import inference_pb2 as pb
 
 
@@ -31,9 +31,14 @@ def bench_nano(address: str, count: int) -> dict[str, Any]:
 def _replier(client: Client, runner: asyncio.Runner) -> Replier:
     async def ask_all(conversations: Sequence[Conversation]) -> list[Reply]:
         answers = await asyncio.gather(*(client.answer(to_request(c)) for c in conversations))
-        return [Reply(a.text, a.reasoning, a.tool_calls) for a in answers]
+        return [_reply(answer) for answer in answers]
 
     return lambda conversations: runner.run(ask_all(conversations))
+
+
+def _reply(answer: Answer) -> Reply:
+    calls = (ToolCall(call.name, call.arguments) for call in answer.tool_calls if call.is_complete)
+    return Reply(answer.text, answer.reasoning, tuple(calls))
 
 
 def to_request(conversation: Conversation) -> pb.GenerateRequest:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import grpc
 
+from cluster.cli_calls import calls_json, calls_text
 from cluster.cli_flags import Sampling, program, read_bytes
 from cluster.client import Client, ServerError, chat_request, collect
 from cluster.state import read_state
@@ -75,8 +76,12 @@ async def _ask(request: pb.GenerateRequest, target: Target, as_json: bool) -> No
         if name == DEFAULT_MODEL_NAME:
             print(ABOUT, file=sys.stderr)
         async for event in client.generate(request):
-            print(event.delta.text, end="", flush=True)
+            print(_shown(event.delta), end="", flush=True)
         print()
+
+
+def _shown(delta: pb.Delta) -> str:
+    return calls_text(delta.tool_calls) if delta.channel == pb.CHANNEL_TOOL_CALL else delta.text
 
 
 async def _hello(client: Client) -> str:
@@ -99,7 +104,7 @@ def to_json(events: list[pb.GenerateEvent]) -> dict[str, Any]:
         "token_ids": list(answer.token_ids),
         "text": answer.text,
         "reasoning": answer.reasoning,
-        "tool_calls": answer.tool_calls,
+        "tool_calls": calls_json(answer.tool_calls),
         "finish_reason": answer.finish_reason,
         "usage": usage,
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import checkpoint_dir
+from cluster.cli_calls import calls_json, calls_text
 from cluster.cli_flags import Prompts, Sampling, read_bytes
 from model.errors import CheckpointError, InvalidRequest
 from model.local import Answer, LocalServer, open_server, prompt_builder
@@ -20,6 +21,7 @@ from model.text.chat_json import question, read_conversation
 from model.text.images import ImageInput
 from model.text.output import OutputEvent
 from model.text.prompt import PreparedPrompt, PromptBuilder, check_ids
+from model.types import Channel
 from model.weights import Checkpoint, open_checkpoint
 
 _CONVERSATION_KEYS = ("messages", "tools", "reasoning_effort", "add_generation_prompt")
@@ -61,7 +63,8 @@ def _answer(
 
 
 def _print_event(event: OutputEvent) -> None:
-    print(event.text, end="", flush=True)
+    text = calls_text(event.calls) if event.channel is Channel.TOOL_CALL else event.text
+    print(text, end="", flush=True)
 
 
 def _print_answer(answer: Answer, as_json: bool, *, is_printed: bool) -> None:
@@ -70,7 +73,8 @@ def _print_answer(answer: Answer, as_json: bool, *, is_printed: bool) -> None:
     elif is_printed:
         print()
     else:
-        print(answer.text or answer.reasoning or ",".join(map(str, answer.token_ids)))
+        text = answer.text + calls_text(answer.tool_calls)
+        print(text or answer.reasoning or ",".join(map(str, answer.token_ids)))
 
 
 def to_json(answer: Answer) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "token_ids": answer.token_ids,
         "text": answer.text,
         "reasoning": answer.reasoning,
-        "tool_calls": answer.tool_calls,
+        "tool_calls": calls_json(answer.tool_calls),
         "finish_reason": answer.finish_reason.value,
         "usage": asdict(answer.usage),
     }

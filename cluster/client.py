@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -54,12 +55,21 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function the model calls. `arguments` is JSON text: an object if the call is complete."""
+
+    name: str
+    arguments: str
+    is_complete: bool
+
+
+@dataclass(frozen=True)
 class Answer:
     """A whole answer: what the events of one request add up to."""
 
     text: str
     reasoning: str
-    tool_calls: str
+    tool_calls: tuple[ToolCall, ...]
     token_ids: tuple[int, ...]
     started: pb.Started
     finished: pb.Finished
@@ -175,7 +185,8 @@ def chat_request(
 def collect(events: Iterable[pb.GenerateEvent]) -> Answer:
     """Add up the events of one request. They must be all of them."""
     started, finished = pb.Started(), pb.Finished()
-    text = {pb.CHANNEL_TEXT: "", pb.CHANNEL_REASONING: "", pb.CHANNEL_TOOL_CALL: ""}
+    text = {pb.CHANNEL_TEXT: "", pb.CHANNEL_REASONING: ""}
+    pieces: list[pb.ToolCallDelta] = []
     token_ids: list[int] = []
     logprobs: list[pb.TokenLogprob] = []
     for event in events:
@@ -188,14 +199,23 @@ def collect(events: Iterable[pb.GenerateEvent]) -> Answer:
             text[event.delta.channel] = text.get(event.delta.channel, "") + event.delta.text
             token_ids.extend(event.delta.token_ids)
             logprobs.extend(event.delta.logprobs)
+            pieces.extend(event.delta.tool_calls)
     return Answer(
         text=text[pb.CHANNEL_TEXT],
         reasoning=text[pb.CHANNEL_REASONING],
-        tool_calls=text[pb.CHANNEL_TOOL_CALL],
+        tool_calls=tuple(_tool_call(list(group)) for _, group in groupby(pieces, lambda piece: piece.index)),
         token_ids=tuple(token_ids),
         started=started,
         finished=finished,
         logprobs=tuple(logprobs),
+    )
+
+
+def _tool_call(pieces: Sequence[pb.ToolCallDelta]) -> ToolCall:
+    return ToolCall(
+        name="".join(piece.name for piece in pieces),
+        arguments="".join(piece.arguments for piece in pieces),
+        is_complete=pieces[-1].end == pb.TOOL_CALL_END_COMPLETE,
     )
 
 
@@ -226,4 +246,4 @@ def _details_of(error: aio.AioRpcError) -> Sequence[Any]:
     return ()
 
 
-__all__ = ["Answer", "Client", "ServerError", "chat_request", "collect", "pb"]
+__all__ = ["Answer", "Client", "ServerError", "ToolCall", "chat_request", "collect", "pb"]

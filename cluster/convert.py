@@ -15,6 +15,7 @@ from model.text.chat import IMAGE_PLACE, ChatMessage, ContentPart, Conversation,
 from model.text.images import ImageInput
 from model.text.output import OutputEvent, OutputStream
 from model.text.prompt import PreparedPrompt
+from model.text.tools import CallEnd, CallPiece
 from model.types import Channel, Delta, FinishReason, SamplingParams, TokenLogprob, Usage
 from protos.fluyt.v1 import inference_pb2 as pb
 
@@ -33,6 +34,11 @@ _REASONS = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
     FinishReason.LOOP: pb.FINISH_REASON_LOOP,
     FinishReason.ABORTED: pb.FINISH_REASON_ABORTED,
+}
+_CALL_ENDS = {
+    None: pb.TOOL_CALL_END_UNSPECIFIED,
+    CallEnd.COMPLETE: pb.TOOL_CALL_END_COMPLETE,
+    CallEnd.CUT: pb.TOOL_CALL_END_CUT,
 }
 
 ImageLookup = Callable[[str], bytes]  # hex sha256 -> bytes; raises NotFound
@@ -169,6 +175,7 @@ def sampling_options(options: pb.SamplingOptions) -> SamplingOptions:
             "max_tokens",
             "min_tokens",
             "ignore_eos",
+            "mtp",
             "num_logprobs",
         )
         if options.HasField(name)  # type: ignore[arg-type, unused-ignore]
@@ -209,6 +216,7 @@ def delta_event(event: OutputEvent) -> pb.GenerateEvent:
         text=event.text,
         token_ids=event.token_ids,
         logprobs=[_logprob(item) for item in event.logprobs],
+        tool_calls=[_tool_call_delta(piece) for piece in event.calls],
     )
     return pb.GenerateEvent(delta=delta)
 
@@ -244,6 +252,12 @@ def _usage(usage: Usage, output: OutputStream, vision_us: int) -> pb.Usage:
 
 def _image_infos(prompt: PreparedPrompt) -> list[pb.ImageInfo]:
     return [pb.ImageInfo(num_tiles=image.plan.tiles, num_tokens=image.plan.tokens) for image in prompt.images]
+
+
+def _tool_call_delta(piece: CallPiece) -> pb.ToolCallDelta:
+    return pb.ToolCallDelta(
+        index=piece.index, name=piece.name, arguments=piece.arguments, end=_CALL_ENDS[piece.end]
+    )
 
 
 def _logprob(item: TokenLogprob) -> pb.TokenLogprob:

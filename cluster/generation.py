@@ -192,7 +192,10 @@ class Generation:
         if self._open.aborted:
             raise AbortedEarlyError("aborted")
         output = OutputStream.of(
-            parts.text.tokenizer, prepared.sampling, starts_in_thinking=prepared.prompt.starts_in_thinking
+            parts.text.tokenizer,
+            prepared.sampling,
+            starts_in_thinking=prepared.prompt.starts_in_thinking,
+            tools=prepared.prompt.tools,
         )
         async with aclosing(parts.link.submit(request, self._remaining_ms())) as deltas:
             async for delta in deltas:

@@ -22,11 +22,12 @@ from model.options import EngineOptions, scheduler_config
 from model.placement import ExpertMap
 from model.runner import LocalRunner, default_device, make_rank, rank_maker
 from model.sampling import GenerationDefaults, SamplingOptions, resolve
-from model.sched.config import SchedulerConfig
+from model.sched.config import Load, SchedulerConfig
 from model.sched.scheduler import Scheduler
 from model.text.output import OutputEvent, OutputStream
 from model.text.prompt import PreparedPrompt, PromptBuilder
-from model.types import Delta, FinishReason, Request, RequestKey, TokenLogprob, Usage
+from model.text.tools import CallPiece, join
+from model.types import Channel, Delta, FinishReason, Request, RequestKey, TokenLogprob, Usage
 from model.weights import Checkpoint, load_vision, open_checkpoint
 
 TENANT = "local"
@@ -34,23 +35,28 @@ TENANT = "local"
 
 @dataclass
 class Answer:
-    """What a request has produced so far; complete once `finish_reason` or `error` is set."""
+    """What a request has produced so far; complete once `finish_reason` or `error` is set.
+
+    `tool_calls` has one piece for each call, all of it.
+    """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     text: str = ""
     reasoning: str = ""
-    tool_calls: str = ""
+    tool_calls: tuple[CallPiece, ...] = ()
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     error: Exception | None = None
 
     def add(self, event: OutputEvent) -> None:
         """Take the next piece of text."""
-        field_name = {"text": "text", "reasoning": "reasoning", "tool_call": "tool_calls"}[
-            event.channel.value
-        ]
-        setattr(self, field_name, getattr(self, field_name) + event.text)
+        if event.channel is Channel.TEXT:
+            self.text += event.text
+        elif event.channel is Channel.REASONING:
+            self.reasoning += event.text
+        if event.calls:
+            self.tool_calls = join((*self.tool_calls, *event.calls))
 
 
 @dataclass
@@ -102,7 +108,10 @@ class LocalServer:
         stream = None
         if builder is not None:
             stream = OutputStream.of(
-                builder.tokenizer, sampling, starts_in_thinking=prompt.starts_in_thinking
+                builder.tokenizer,
+                sampling,
+                starts_in_thinking=prompt.starts_in_thinking,
+                tools=prompt.tools,
             )
         self._open[key] = _Open(Answer(), stream, on_event, vision_us)
         self._engine.add(Request(key, prompt.prompt_ids, sampling, spans))
@@ -117,6 +126,10 @@ class LocalServer:
         for answer in answers:
             if answer.error is not None:
                 raise answer.error
+
+    def load(self) -> Load:
+        """The scheduler's counts."""
+        return self._engine.load()
 
     def close(self) -> None:
         """End the shards."""
@@ -175,7 +188,7 @@ def open_server(
 ) -> Iterator[LocalServer]:
     """Load a checkpoint into `options.num_shards` local shards; ends them on leaving."""
     checkpoint = open_checkpoint(directory)
-    sizes = scheduler_config(checkpoint.config.text, options)
+    sizes = scheduler_config(checkpoint.config.text, options, has_mtp=checkpoint.has_mtp)
     ExpertMap(checkpoint.config.text.num_experts, options.num_shards)  # refuses before a process is started
     runner: LocalRunner | GangRunner
     if options.num_shards == 1:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from model.local import LocalServer, open_server, prompt_builder
+from model.local import Answer, LocalServer, open_server, prompt_builder
 from model.nano.data.canvas import Style
 from model.nano.data.episodes import Episode, Reply, episodes
 from model.nano.data.talk import Effort
 from model.options import EngineOptions
 from model.sampling import SamplingOptions
-from model.text.chat import Conversation
+from model.text.chat import Conversation, ToolCall
 from model.text.prompt import PromptBuilder
 
 MAX_TOKENS = 192
@@ -70,7 +70,7 @@ def examine(
             score.num_asked += 1
             score.num_right += outcome
             if not outcome:
-                score.wrong.append((_question_of(episode), reply.tool_calls or reply.text))
+                score.wrong.append((_question_of(episode), reply.shown))
     score.seconds = time.perf_counter() - began_s
     return score
 
@@ -87,9 +87,14 @@ def local_replier(server: LocalServer, builder: PromptBuilder) -> Replier:
         options = SamplingOptions(temperature=0.0, max_tokens=MAX_TOKENS)
         answers = [server.submit(builder.from_chat(c), options, builder) for c in conversations]
         server.run()
-        return [Reply(a.text, a.reasoning, a.tool_calls) for a in answers]
+        return [_reply(answer) for answer in answers]
 
     return replies
+
+
+def _reply(answer: Answer) -> Reply:
+    calls = (ToolCall(call.name, call.arguments) for call in answer.tool_calls if call.is_complete)
+    return Reply(answer.text, answer.reasoning, tuple(calls))
 
 
 def examine_checkpoint(

@@ -6,9 +6,10 @@ whose pixels the caller makes one by one (`PlannedImage.tile`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from model.errors import CheckpointError, InvalidRequest
 from model.text.chat import IMAGE_PLACE, ChatTemplate, Conversation
@@ -24,6 +25,7 @@ class PreparedPrompt:
 
     `text` is the rendered prompt without BOS, an image place written once ("" for given ids).
     `spans` are in order of position; image i's rows are its tiles in order, then its global view.
+    `tools` are those a chat declares: what reads the answer's calls needs their schemas.
     """
 
     prompt_ids: tuple[int, ...]
@@ -31,6 +33,7 @@ class PreparedPrompt:
     images: tuple[PlannedImage, ...] = ()
     text: str = ""
     starts_in_thinking: bool = False
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def num_image_tokens(self) -> int:
@@ -135,7 +138,8 @@ class PromptBuilder:
         inputs, fields = _images_of(conversation)
         self._check_count(len(inputs), "messages")
         pieces = self._template.render(conversation).pieces
-        return self._assemble(pieces, self._check(inputs, fields), "messages")
+        prompt = self._assemble(pieces, self._check(inputs, fields), "messages")
+        return replace(prompt, tools=conversation.tools)
 
     def from_text(self, text: str, images: Sequence[ImageInput] = ()) -> PreparedPrompt:
         """A raw text whose author writes control tokens; each `<im_patch>` is the place of an image.

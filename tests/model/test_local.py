@@ -15,9 +15,9 @@ from model.options import EngineOptions
 from model.sampling import SamplingOptions
 from model.text.chat_json import question
 from model.text.images import ImageInput
-from model.text.output import OutputEvent
+from model.text.output import OutputEvent, OutputStream
 from model.text.prompt import PromptBuilder
-from model.types import FinishReason
+from model.types import Delta, FinishReason, RequestKey
 
 GREEDY = SamplingOptions(temperature=0.0, max_tokens=12, ignore_eos=True)
 
@@ -71,6 +71,19 @@ def test_events_come_as_the_tokens_do(server: LocalServer, builder: PromptBuilde
     server.run()
     assert len(events) > 1
     assert "".join(event.text for event in events) == answer.reasoning
+
+
+def test_calls_of_an_answer_are_put_together_from_its_events(builder: PromptBuilder) -> None:
+    tokenizer, answer = builder.tokenizer, Answer()
+    text = "hm<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>"
+    stream = OutputStream(tokenizer, starts_in_thinking=True)
+    for index, token_id in enumerate(tokenizer.encode_prompt(tokenizer.split(text * 2))):
+        for event in stream.push(Delta(RequestKey("local", "0"), index, (token_id,))):
+            answer.add(event)
+    assert [(call.name, call.arguments, call.is_complete) for call in answer.tool_calls] == [
+        ("f", '{"a": 1}', True)
+    ] * 2
+    assert (answer.reasoning, answer.text) == ("hmhm", "")
 
 
 def test_a_picture_changes_the_answer_and_is_billed(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,22 +29,25 @@ from model.text.images import ImageInput
 
 LARGE_SHARE = 0.3  # of the pictures: large enough for tiles
 ROWS = (*SCENE_NAMES, "look", "look_without_tool", "search", "text")
-_CALL = re.compile(r"<function=(\w+)>\s*<parameter=(\w+)>\s*(.*?)\s*</parameter>", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """One turn of the model."""
+    """One turn of the model. Of its calls, those that are complete."""
 
     text: str
     reasoning: str = ""
-    tool_calls: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
     @property
-    def call(self) -> tuple[str, str, str] | None:
-        """Name, parameter and value of the first tool call."""
-        found = _CALL.search(self.tool_calls)
-        return found.groups() if found is not None else None  # type: ignore[return-value]
+    def call(self) -> ToolCall | None:
+        """The first tool call."""
+        return next(iter(self.tool_calls), None)
+
+    @property
+    def shown(self) -> str:
+        """What was replied, in a line for people."""
+        return "; ".join(f"{call.name} {call.arguments}" for call in self.tool_calls) or self.text
 
 
 @dataclass(frozen=True)
@@ -122,22 +124,22 @@ def _looking(
     def proceed(reply: Reply) -> Episode | bool:
         if reply.call is None:
             return reply.text.strip() == task.answer
-        part = _cropped(task.desk.picture, reply.call)
+        box = _argument(reply.call, "zoom", "box")
+        part = _cropped(task.desk.picture, box)
         if part is None or looks_left == 0:
             return False
-        more = _answered(reply, {"box": json.loads(reply.call[2])}, (_image_part(part, 0),))
+        more = _answered(reply, ToolCall("zoom", {"box": box}), (_image_part(part, 0),))
         return _looking(row, task, (*messages, *more), tools, effort, looks_left - 1)
 
     return Episode(row, Conversation(messages, tools, effort), proceed)
 
 
-def _cropped(picture: Image.Image, call: tuple[str, str, str]) -> Image.Image | None:
-    """What the zoom tool gives; None for a call that makes no sense."""
-    name, parameter, value = call
-    if (name, parameter) != ("zoom", "box"):
+def _cropped(picture: Image.Image, box: object) -> Image.Image | None:
+    """What the zoom tool gives; None for a box that makes no sense."""
+    if not isinstance(box, list):
         return None
     try:
-        left, top, right, bottom = (int(edge) for edge in json.loads(value))
+        left, top, right, bottom = (int(edge) for edge in box)
         return crop(picture, (left, top, right, bottom))
     except (ValueError, TypeError, OverflowError):
         return None
@@ -154,22 +156,26 @@ def _search_episode(rng: random.Random, style: Style, effort: Effort) -> Episode
     def proceed(reply: Reply) -> Episode | bool:
         if not task.needs_search or reply.call is None:
             return not task.needs_search and answered(reply)
-        name, parameter, value = reply.call
-        if (name, parameter) != ("search", "query"):
+        query = _argument(reply.call, "search", "query")
+        if query is None:
             return False
-        found = task.found if value == task.query else "nothing found"
-        more = _answered(reply, {"query": value}, found)
+        found = task.found if query == task.query else "nothing found"
+        more = _answered(reply, ToolCall("search", {"query": query}), found)
         return Episode("search", Conversation((turn, *more), (SEARCH,), effort), answered)
 
     return Episode("search", Conversation((turn,), (SEARCH,), effort), proceed)
 
 
+def _argument(call: ToolCall, name: str, parameter: str) -> Any:
+    """The value of a function's parameter; None for another function or without it."""
+    arguments = json.loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
+    return arguments.get(parameter) if call.name == name else None
+
+
 def _answered(
-    reply: Reply, arguments: Mapping[str, Any], result: str | tuple[ContentPart, ...]
+    reply: Reply, call: ToolCall, result: str | tuple[ContentPart, ...]
 ) -> tuple[ChatMessage, ChatMessage]:
     """The model's call as it stood, and the tool's result."""
-    assert reply.call is not None
-    call = ToolCall(reply.call[0], arguments)
     asked = ChatMessage("assistant", reply.text, reasoning_content=reply.reasoning, tool_calls=(call,))
     return asked, ChatMessage("tool", result)
 

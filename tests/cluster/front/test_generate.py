@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 import pytest
 
-from cluster.client import Client, ServerError
+from cluster.client import Client, ServerError, collect
 from cluster.identity import IdentityConfig
 from cluster.servicer import ServiceOptions
 from model.errors import Internal, Overloaded, Unavailable
@@ -62,6 +64,55 @@ async def test_thinking_and_answer_are_on_their_channels() -> None:
     assert (answer.reasoning, answer.text) == ("Let me see.", "A red square.")
     usage = answer.finished.usage
     assert 0 < usage.num_reasoning_tokens < usage.num_completion_tokens == len(answer.token_ids)
+
+
+CALL = (
+    '<tool_call>\n<function=search>\n<parameter=query>\n12 "red"\n</parameter>\n'
+    "<parameter=exact>\nTrue\n</parameter>\n</function>\n</tool_call>"
+)
+
+
+def with_search(**fields: Any) -> pb.GenerateRequest:
+    """A request that declares the tool `search`."""
+    request = ask(max_tokens=200, **fields)
+    parameters = {"properties": {"query": {"type": "string"}, "exact": {"type": "boolean"}}}
+    request.chat.tools.append(
+        json.dumps({"type": "function", "function": {"name": "search", "parameters": parameters}})
+    )
+    return request
+
+
+async def test_a_tool_call_comes_as_name_and_json_typed_by_the_tools_of_the_request() -> None:
+    async with front_door(answering(f"Let me look.\n{CALL}\n</think>\nWait.{CALL}")) as door:
+        events = [event async for event in door.client.generate(with_search())]
+    answer = collect(events)
+    assert [(call.name, call.arguments) for call in answer.tool_calls] == [
+        ("search", r'{"query": "12 \"red\"", "exact": true}')
+    ] * 2
+    assert (answer.reasoning, answer.text) == ("Let me look.\n", "Wait.")
+    written = "".join(e.delta.text for e in events if e.delta.channel == pb.CHANNEL_TOOL_CALL)
+    assert written == CALL.removeprefix("<tool_call>").removesuffix("</tool_call>") * 2
+
+
+async def test_arguments_stream_as_the_tokens_do() -> None:
+    async with front_door(answering(CALL)) as door:
+        events = [event async for event in door.client.generate(with_search())]
+    pieces = [piece for event in events for piece in event.delta.tool_calls]
+    assert [piece.name for piece in pieces if piece.name] == ["search"]
+    assert len([piece for piece in pieces if piece.arguments]) > 4
+    assert [piece.end for piece in pieces if piece.end] == [pb.TOOL_CALL_END_COMPLETE]
+    assert pieces[-1].end
+
+
+async def test_a_call_that_max_tokens_cuts_off_is_marked() -> None:
+    async with front_door(answering(CALL)) as door:
+        request = with_search()
+        request.sampling.max_tokens = len(tokenizer().encode_prompt(tokenizer().split(CALL[:60])))
+        answer = await door.client.answer(request)
+    (call,) = answer.tool_calls
+    assert not call.is_complete
+    assert call.arguments.startswith('{"query": "12')
+    assert answer.finish_reason == "length"
 
 
 async def test_a_stop_string_ends_text_usage_and_work() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -11,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.text.detokenizer import IncrementalDetokenizer
-from model.text.output import OutputEvent, OutputStream
-from model.types import Channel, Delta, FinishReason, RequestKey, SamplingParams, TokenLogprob
+from model.text.output import OutputStream
+from model.types import Channel, Delta, FinishReason, SamplingParams, TokenLogprob
+from tests.model.text.streams import KEY, MARKERS, calls_of, deltas, ids_of, output, run, text_on
 
-KEY = RequestKey("tenant", "request")
-MARKERS = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"]
 PIECES = st.lists(
     st.one_of(
         st.sampled_from(MARKERS),
@@ -29,48 +27,6 @@ STOPS = st.lists(
     max_size=3,
     unique=True,
 )
-
-
-def ids_of(tokenizer, pieces):
-    ids = []
-    for piece in pieces:
-        ids += [tokenizer.token_id(piece)] if piece in MARKERS else tokenizer.encode_text(piece)
-    return ids
-
-
-def deltas(ids, cuts, reason=FinishReason.LENGTH):
-    """The ids as deltas cut at the given places; the last one is final."""
-    borders = [0, *sorted(cut for cut in cuts if cut <= len(ids)), len(ids)]
-    parts = [(a, tuple(ids[a:b])) for a, b in pairwise(borders)]
-    return [
-        Delta(KEY, start, part, finish_reason=reason if index == len(parts) - 1 else None)
-        for index, (start, part) in enumerate(parts)
-    ]
-
-
-def run(stream, parts):
-    """All events, neighbours of one channel joined."""
-    joined: list[OutputEvent] = []
-    for delta in parts:
-        for event in stream.push(delta):
-            if not joined or joined[-1].channel is not event.channel:
-                joined.append(event)
-                continue
-            last = joined[-1]
-            assert event.first_token_index == last.first_token_index + len(last.token_ids)
-            joined[-1] = replace(
-                last, text=last.text + event.text, token_ids=last.token_ids + event.token_ids
-            )
-    return joined
-
-
-def text_on(events, channel):
-    return "".join(event.text for event in events if event.channel is channel)
-
-
-def output(tokenizer, pieces, stop=(), thinking=False, **options):
-    stream = OutputStream(tokenizer, stop, starts_in_thinking=thinking, **options)
-    return stream, run(stream, deltas(ids_of(tokenizer, pieces), ()))
 
 
 @settings(max_examples=200, deadline=None)
@@ -198,13 +154,24 @@ def test_a_tool_call_inside_of_thinking_is_found(tokenizer):
 
 
 def test_an_answer_that_ends_after_a_tool_call_asks_for_tools(tokenizer):
-    stream, _ = output(tokenizer, ["<tool_call>", "x", "</tool_call>"])
+    call = "<function=f>"
+    stream, _ = output(tokenizer, ["<tool_call>", call, "</tool_call>"])
     assert stream.finish_reason(FinishReason.STOP) is FinishReason.TOOL_CALLS
     assert stream.finish_reason(FinishReason.LENGTH) is FinishReason.LENGTH
-    stopped, _ = output(tokenizer, ["<tool_call>", "x", "</tool_call>", "END"], ["END"])
+    stopped, _ = output(tokenizer, ["<tool_call>", call, "</tool_call>", "END"], ["END"])
     assert stopped.finish_reason(FinishReason.LENGTH) is FinishReason.STOP
-    unfinished, _ = output(tokenizer, ["<tool_call>", "x"])
-    assert unfinished.finish_reason(FinishReason.STOP) is FinishReason.STOP
+    for unfinished in (["<tool_call>", call], ["<tool_call>", "x", "</tool_call>"]):
+        stream, _ = output(tokenizer, unfinished)
+        assert stream.finish_reason(FinishReason.STOP) is FinishReason.STOP
+
+
+def test_a_stop_string_inside_of_a_call_cuts_it(tokenizer):
+    call = "\n<function=f>\n<parameter=a>\none END two"
+    stream, events = output(tokenizer, ["<tool_call>", call, "</tool_call>"], ["END"])
+    assert text_on(events, Channel.TOOL_CALL) == "\n<function=f>\n<parameter=a>\none "
+    ((piece),) = calls_of(events)
+    assert (piece.name, piece.arguments, piece.is_complete) == ("f", '{"a": "one ', False)
+    assert stream.num_tool_calls == 0
 
 
 def test_the_token_that_ends_a_sequence_has_no_text(tokenizer):
@@ -249,7 +216,7 @@ def test_all_that_was_generated_comes_out_once(tokenizer):
         _, events = output(tokenizer, pieces, thinking=rng.random() < 0.5)
         assert sum((event.token_ids for event in events), ()) == tuple(ids_of(tokenizer, pieces))
         shown = "".join(event.text for event in events)
-        # Inside of a tool call a marker is raw text; anywhere else it has none.
+        # Inside of a value a marker is text; anywhere else it has none.
         for marker in MARKERS:
             shown = shown.replace(marker, "")
         assert shown == "".join(piece for piece in pieces if piece not in MARKERS)

@@ -31,6 +31,12 @@ def test_a_chat_begins_with_bos_exactly_once(builder, tokenizer):
     assert prompt.text == "<|im_start|>user\nHi <|begin|><|im_end|>\n<|im_start|>assistant\n<think>\n"
 
 
+def test_a_chat_carries_its_tools_to_what_reads_the_answer(builder):
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    assert builder.from_chat(Conversation((ChatMessage("user", "x"),), tools)).tools == tools
+    assert builder.from_text("x").tools == builder.from_ids([1]).tools == ()
+
+
 def test_a_chat_has_the_ids_the_library_gives_its_text(builder, reference, shared_json):
     from model.text.chat_json import read_conversation
 

@@ -1,0 +1,42 @@
+"""Sets of tokens as bits: W words of 32 tokens, 16 kB for 128,000."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Mask = NDArray[np.uint32]  # [W]: bit t % 32 of word t // 32 is token t
+
+
+def unpack(mask_W: NDArray[np.uint32], vocab_size: int) -> NDArray[np.bool_]:
+    """A mask, or rows of masks, as booleans [..., V]."""
+    bits = np.unpackbits(np.ascontiguousarray(mask_W).view(np.uint8), axis=-1, bitorder="little")
+    return bits[..., :vocab_size].astype(np.bool_)
+
+
+def all_tokens(vocab_size: int) -> Mask:
+    """Every token of a vocabulary."""
+    mask_W = np.full((vocab_size + 31) // 32, 0xFFFFFFFF, dtype=np.uint32)
+    if vocab_size % 32:
+        mask_W[-1] = (1 << vocab_size % 32) - 1
+    return mask_W
+
+
+def set_bits(mask_W: Mask, token_ids: Iterable[int]) -> None:
+    """Add tokens."""
+    for token_id in token_ids:
+        mask_W[token_id // 32] |= np.uint32(1 << token_id % 32)
+
+
+def clear_bits(mask_W: Mask, token_ids: Iterable[int]) -> None:
+    """Take tokens away; ids beyond the vocabulary are none of them."""
+    for token_id in token_ids:
+        if token_id // 32 < len(mask_W):
+            mask_W[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+
+
+def has_bit(mask_W: Mask, token_id: int) -> bool:
+    """Whether a token is in."""
+    return bool(mask_W[token_id // 32] >> np.uint32(token_id % 32) & np.uint32(1))

@@ -84,6 +84,9 @@ def run(
         Optional[bool],
         typer.Option("--mtp/--no-mtp", help="Verify drafts; default: where there are MTP layers."),
     ] = None,
+    prefix_cache: Annotated[
+        bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Compute what prompts share once.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
     """Answer without Ray: the same engine in one process, or in as many as there are shards."""
@@ -93,7 +96,15 @@ def run(
     sampling = Sampling(max_tokens, temperature, top_p, top_k, min_p, seed, ignore_eos or None, logprobs)
     cli_run.check_choice("attention", attention, ("data", "tensor"))
     cli_run.check_choice("dtype", dtype, ("float32", "float64", "bfloat16"))
-    options = EngineOptions(shards, attention, dtype, chunk_tokens, kv_blocks, mtp=mtp)  # type: ignore[arg-type]
+    options = EngineOptions(
+        num_shards=shards,
+        attention=attention,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        chunk_tokens=chunk_tokens,
+        kv_blocks=kv_blocks,
+        prefix_cache=prefix_cache,
+        mtp=mtp,
+    )
     cli_run.run(Prompts(text, tuple(image or ()), prompt_ids, requests), model, sampling, options, as_json)
 
 
@@ -208,6 +219,19 @@ def mtp(
     from cluster import cli_bench
 
     cli_bench.mtp(rounds, threads, as_json)
+
+
+@bench.command()
+def agents(
+    agents: Annotated[int, typer.Option(help="Requests at once.")] = 40,
+    turns: Annotated[int, typer.Option(help="Of each agent, with a growing history.")] = 8,
+    threads: Annotated[int, typer.Option(help="Threads of the engine.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Agents with a shared tool list: what the prefix cache saves."""
+    from cluster import cli_bench
+
+    cli_bench.agents(agents, turns, threads, as_json)
 
 
 @bench.command()

@@ -46,6 +46,16 @@ def mtp(num_rounds: int, num_threads: int, as_json: bool) -> None:
     _print(bench_mtp(num_rounds, num_threads), as_json)
 
 
+def agents(num_agents: int, num_turns: int, num_threads: int, as_json: bool) -> None:
+    """Agents with a shared prompt, with the prefix cache and without."""
+    for name, value in (("agents", num_agents), ("turns", num_turns)):
+        if value < 1:
+            raise InvalidRequest(f"--{name}", f"{value} is below 1")
+    from cluster.bench_agents import bench_agents
+
+    _print(bench_agents(num_agents, num_turns, num_threads), as_json)
+
+
 def nano(count: int, as_json: bool) -> None:
     """The default model's examination through an application of its own."""
     if count < 1:

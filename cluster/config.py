@@ -39,6 +39,7 @@ class GangSection:
     chunk_tokens: int = 512  # a long prompt then holds up running streams for one such chunk at a time
     kv_blocks: int | None = None  # of the full-attention group; None: what the model's budget of memory gives
     max_running: int = 64  # per rank; more would wait for the same memory bandwidth
+    prefix_cache: bool = True  # prompts that begin alike are computed once
     mtp: bool | None = None  # verify drafts; None: where the checkpoint has MTP layers
     exchange_timeout_s: float = 15.0  # a rank silent for so long inside a step is dead or hung
 

@@ -88,6 +88,7 @@ def scheduler_config(
         context_len=model.text.context_len,
         max_queued=config.queue.max_requests,
         max_queued_tokens=config.queue.max_tokens,
+        keeps_prefixes=config.gang.prefix_cache,
         num_drafts=hello.num_drafts,
         generation=generation,
     )

@@ -181,6 +181,7 @@ class Generation:
             prompt_ids=prepared.prompt.prompt_ids,
             sampling=prepared.sampling,
             images=prepared.prompt.spans,
+            prefix_ends=prepared.prompt.prefix_ends,
             task_id=task_id,
             embeddings_address=parts.embeddings_address,
         )

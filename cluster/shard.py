@@ -213,6 +213,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
         kv_blocks=config.gang.kv_blocks,
         max_running=config.gang.max_running,
         mtp=config.gang.mtp,
+        prefix_cache=config.gang.prefix_cache,
     )
     group = None
     if gang.world_size > 1:

@@ -133,11 +133,13 @@ def sampling_from_proto(message: steps.SequenceSampling) -> SamplingParams:
 
 
 def _image_to_proto(span: ImageSpan) -> steps.SequenceImage:
-    return steps.SequenceImage(start=span.start, num_tokens=span.num_tokens, key=span.key, offset=span.offset)
+    return steps.SequenceImage(
+        start=span.start, num_tokens=span.num_tokens, key=span.key, offset=span.offset, content=span.content
+    )
 
 
 def _image_from_proto(message: steps.SequenceImage) -> ImageSpan:
-    return ImageSpan(message.start, message.num_tokens, message.key, message.offset)
+    return ImageSpan(message.start, message.num_tokens, message.key, message.offset, message.content)
 
 
 def request_to_proto(request: Request, ticket: int, deadline_ms: int | None) -> steps.AddSequence:
@@ -150,6 +152,7 @@ def request_to_proto(request: Request, ticket: int, deadline_ms: int | None) -> 
         sampling=sampling_to_proto(request.sampling),
         images=[_image_to_proto(span) for span in request.images],
         task_id=request.task_id,
+        prefix_ends=request.prefix_ends,
         embeddings_address=request.embeddings_address,
         deadline_ms=deadline_ms,
     )
@@ -163,6 +166,7 @@ def request_from_proto(message: steps.AddSequence) -> Request:
         sampling=sampling_from_proto(message.sampling),
         images=tuple(_image_from_proto(image) for image in message.images),
         task_id=message.task_id,
+        prefix_ends=tuple(message.prefix_ends),
         embeddings_address=message.embeddings_address,
     )
 
@@ -247,6 +251,7 @@ def _work_to_proto(work: SequenceWork) -> steps.PlannedWork:
         num_tokens=work.num_tokens,
         samples=work.samples,
         num_drafts=work.num_drafts,
+        begins=work.begins,
         new_full_blocks=work.new_full_blocks,
         new_sliding_blocks=work.new_sliding_blocks,
     )
@@ -259,6 +264,7 @@ def _work_from_proto(message: steps.PlannedWork) -> SequenceWork:
         num_tokens=message.num_tokens,
         samples=message.samples,
         num_drafts=message.num_drafts,
+        begins=message.begins,
         new_full_blocks=tuple(message.new_full_blocks),
         new_sliding_blocks=tuple(message.new_sliding_blocks),
     )

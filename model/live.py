@@ -60,9 +60,7 @@ class DraftState:
     num_rows: int = 0
 
     def add(self, rows_RH: torch.Tensor, start: int, most_rows: int) -> None:
-        """The decoder has computed positions from `start` on; 0 begins anew. The oldest rows go."""
-        if start == 0:
-            self.pieces, self.first, self.begins, self.num_rows = [], 0, 0, 0
+        """The decoder has computed positions from `start` on; the oldest rows go."""
         assert start == self.first + self.num_rows, (start, self.first, self.num_rows)
         self.pieces.append(rows_RH)
         self.num_rows += rows_RH.shape[0]
@@ -118,9 +116,11 @@ class LiveSequence:
         return len(self.token_ids) - work.num_tokens + work.num_drafts if work.samples else work.start
 
     def extend_tables(self, work: SequenceWork) -> None:
-        """Take the blocks a step brings; work from position 0 begins with empty tables."""
-        if work.start == 0:
+        """Take the blocks a step brings."""
+        if work.begins:
             self.full.clear()
             self.sliding.clear()
+            # The decoder's rows of a prefix are not kept: MTP layers see what comes after it.
+            self.draft_state = DraftState(first=work.start, begins=work.start)
         self.full.append(work.new_full_blocks)
         self.sliding.append(work.new_sliding_blocks)

@@ -114,7 +114,7 @@ class LocalServer:
                 tools=prompt.tools,
             )
         self._open[key] = _Open(Answer(), stream, on_event, vision_us)
-        self._engine.add(Request(key, prompt.prompt_ids, sampling, spans))
+        self._engine.add(Request(key, prompt.prompt_ids, sampling, spans, prefix_ends=prompt.prefix_ends))
         return self._open[key].answer
 
     def run(self) -> None:

@@ -15,6 +15,9 @@ from model.sched.config import SchedulerConfig
 BLOCK_SIZE = 16  # tokens; small enough that a short answer wastes little, large enough for short tables
 KV_BUDGET_BYTES = 512 << 20  # per rank, unless kv_blocks says otherwise: half of what a 2-shard demo may use
 SEQUENCES_AT_FULL_CONTEXT = 4  # a small model's cache stops growing here
+# Windows of prefixes that nobody runs on. Those of one conversation share most of their blocks; running
+# sequences leave more room as long as they are fewer than they may be.
+KEPT_WINDOWS = 32
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -30,6 +33,7 @@ class EngineOptions:
     max_running: int = 64
     max_queued: int = 1024
     max_queued_tokens: int = 4_000_000
+    prefix_cache: bool = True  # prompts that begin alike are computed once
     mtp: bool | None = None  # verify drafts; None: where the checkpoint has MTP layers
 
     def __post_init__(self) -> None:
@@ -55,13 +59,16 @@ def scheduler_config(
     num_drafts = len(text.mtp_layers) if has_mtp and options.mtp is not False else 0
     # What MTP layers read again, and drafts of two steps that may fail.
     window = text.window + 3 * num_drafts
+    num_windows = options.max_running
+    if options.prefix_cache:
+        window, num_windows = window + BLOCK_SIZE, num_windows + KEPT_WINDOWS
     num_full = options.kv_blocks or _default_full_blocks(text, options.torch_dtype)
     return SchedulerConfig(
         num_spaces=options.num_shards,
         block_size=BLOCK_SIZE,
         num_full_blocks=num_full,
         num_sliding_blocks=size_sliding_group(
-            num_full, options.max_running, window, options.chunk_tokens, BLOCK_SIZE
+            num_full, num_windows, window, options.chunk_tokens, BLOCK_SIZE
         ),
         window=text.window,
         chunk_tokens=options.chunk_tokens,
@@ -69,6 +76,7 @@ def scheduler_config(
         context_len=text.context_len,
         max_queued=options.max_queued,
         max_queued_tokens=options.max_queued_tokens,
+        keeps_prefixes=options.prefix_cache,
         num_drafts=num_drafts,
         generation=generation,
     )

@@ -74,6 +74,7 @@ class ImageSpan:
     num_tokens: int
     key: str
     offset: int = 0
+    content: str = ""  # what the picture is, whoever sent it: names prefixes
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class Request:
     sampling: SamplingParams
     images: tuple[ImageSpan, ...] = ()
     task_id: str = ""
+    prefix_ends: tuple[int, ...] = ()  # positions of the prompt from which on other requests may differ
     # Where the owning rank fetches embeddings ("" = they are already in the runner's store).
     embeddings_address: str = ""
 

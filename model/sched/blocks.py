@@ -39,57 +39,114 @@ def size_sliding_group(
 
 
 class BlockPool:
-    """Free blocks of one group, and freed ones that a step in flight may still touch (quarantine)."""
+    """The blocks of one group. A block may have several holders: sequences, and prefixes that are kept.
+
+    Held by a sequence: in use. Kept alone: idle, given away when blocks run out. Neither: free. Whatever a
+    step in flight may still touch is cooling before it becomes idle or free.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._free = list(range(size - 1, -1, -1))
-        self._quarantine: deque[tuple[int, tuple[int, ...]]] = deque()  # (last step that may touch, blocks)
-        self._num_quarantined = 0
+        self._idle: set[int] = set()
+        self._num_held = [0] * size  # by sequences
+        self._num_kept = [0] * size  # by prefixes
+        self._last_touch = [-1] * size  # last step that may touch it, noted when a sequence let go of it
+        self._cooling: set[int] = set()
+        self._until: deque[tuple[int, tuple[int, ...]]] = deque()  # steps that end the cooling of blocks
         self._returned = -1  # the last step that has returned
 
     @property
     def num_free(self) -> int:
-        """Blocks to be had now."""
+        """Blocks to be had now; for the idle ones prefixes have to go."""
+        return len(self._free) + len(self._idle)
+
+    @property
+    def num_at_once(self) -> int:
+        """Blocks to be had without giving up a prefix."""
         return len(self._free)
 
     @property
     def num_coming(self) -> int:
-        """Blocks free now, or as soon as the steps in flight have returned."""
-        return len(self._free) + self._num_quarantined
+        """Blocks to be had now, or as soon as the steps in flight have returned."""
+        return self.num_free + len(self._cooling)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks; the caller has looked at `num_free`."""
+        """Take `count` blocks for a sequence; the caller has looked at `num_at_once`."""
         assert 0 <= count <= len(self._free), (count, len(self._free))
         if count == 0:
             return []
         taken = self._free[-count:]
         del self._free[-count:]
+        for block in taken:
+            self._num_held[block] = 1
         return taken[::-1]
 
+    def share(self, blocks: Iterable[int]) -> None:
+        """One more sequence holds these kept blocks."""
+        for block in blocks:
+            if self._num_held[block] == 0:
+                self._idle.discard(block)
+                self._cooling.discard(block)
+            self._num_held[block] += 1
+
     def free(self, blocks: Iterable[int], last_planned: int) -> None:
-        """Give blocks back; they become usable once step `last_planned` has returned."""
-        given = tuple(blocks)
+        """A sequence lets go; steps up to `last_planned` may still touch what nobody else holds."""
+        cooling = []
+        for block in blocks:
+            self._num_held[block] -= 1
+            self._last_touch[block] = max(self._last_touch[block], last_planned)
+            if self._num_held[block] == 0:
+                cooling.append(block)
+        self._cooling.update(cooling)
         if last_planned <= self._returned:
-            self._free.extend(reversed(given))
-        elif given:
-            self._quarantine.append((last_planned, given))
-            self._num_quarantined += len(given)
+            for block in reversed(cooling):
+                self._settle(block)
+        elif cooling:
+            self._until.append((last_planned, tuple(cooling)))
+
+    def keep(self, blocks: Iterable[int]) -> None:
+        """One more prefix wants these blocks, which a sequence holds."""
+        for block in blocks:
+            assert self._num_held[block] > 0, block
+            self._num_kept[block] += 1
+
+    def give_up(self, blocks: Iterable[int]) -> None:
+        """A prefix goes: its blocks are free, unless somebody else has them or a step may touch them."""
+        for block in blocks:
+            self._num_kept[block] -= 1
+            if self._num_kept[block] == 0 and block in self._idle:
+                self._idle.remove(block)
+                self._free.append(block)
 
     def step_returned(self, step_id: int) -> None:
         """Steps return in order: no step up to `step_id` touches anything any more."""
         self._returned = step_id
-        while self._quarantine and self._quarantine[0][0] <= step_id:
-            _, blocks = self._quarantine.popleft()
-            self._num_quarantined -= len(blocks)
-            self._free.extend(reversed(blocks))
+        while self._until and self._until[0][0] <= step_id:
+            _, blocks = self._until.popleft()
+            for block in reversed(blocks):
+                self._settle(block)
 
-    def check(self, held: Iterable[int], *, is_idle: bool) -> None:
-        """Assert that every block is exactly once in: free, quarantined, `held` by a sequence."""
-        quarantined = [block for _, blocks in self._quarantine for block in blocks]
-        assert len(quarantined) == self._num_quarantined, (quarantined, self._num_quarantined)
-        assert not (is_idle and quarantined), f"quarantined with nothing in flight: {quarantined}"
-        counts = Counter([*self._free, *quarantined, *held])
-        wrong = {block: counts[block] for block in range(self.size) if counts[block] != 1}
+    def _settle(self, block: int) -> None:
+        """The steps of whoever let go have returned; somebody may have taken it up meanwhile."""
+        if block not in self._cooling or self._last_touch[block] > self._returned:
+            return
+        self._cooling.remove(block)
+        if self._num_kept[block]:
+            self._idle.add(block)
+        else:
+            self._last_touch[block] = -1
+            self._free.append(block)
+
+    def check(self, held: Iterable[int], kept: Iterable[int] = (), *, is_idle: bool) -> None:
+        """Assert that holders are counted right, and that the rest is once in: free, idle, cooling."""
+        num_held, num_kept = Counter(held), Counter(kept)
+        places = Counter([*self._free, *self._idle, *self._cooling])
+        wrong = {}
+        for block in range(self.size):
+            found = (self._num_held[block], self._num_kept[block], places[block])
+            expected = (num_held[block], num_kept[block], 0 if num_held[block] else 1)
+            if found != expected or (block in self._idle and not num_kept[block]):
+                wrong[block] = (found, expected)
         assert not wrong, f"blocks that are not owned exactly once: {wrong}"
-        assert len(counts) == self.size, f"unknown blocks: {sorted(counts)[-3:]} of {self.size}"
+        assert not (is_idle and self._cooling), f"cooling with nothing in flight: {sorted(self._cooling)}"

@@ -21,6 +21,7 @@ class SchedulerConfig:
     context_len: int
     max_queued: int
     max_queued_tokens: int
+    keeps_prefixes: bool = False  # what was computed serves other sequences that begin alike
     num_drafts: int = 0  # most drafts that a sequence verifies in a step; 0: there are no MTP layers
     generation: int = 0
     debug_checks: bool = False  # count every block after every event: for tests, O(blocks) each time
@@ -46,14 +47,19 @@ class SchedulerConfig:
         return self.window + max(0, self.num_drafts - 1)
 
     @property
+    def held_window(self) -> int:
+        """A sequence holds sliding blocks of (next - held_window, next]: a prefix ends at a border before."""
+        return self.reach + (self.block_size if self.keeps_prefixes else 0)
+
+    @property
     def sliding_bound(self) -> int:
         """Most sliding blocks a sequence may hold at any time; drafts of two steps may fail or hold."""
-        return sliding_bound(self.reach + 2 * self.num_drafts, self.chunk_tokens, self.block_size)
+        return sliding_bound(self.held_window + 2 * self.num_drafts, self.chunk_tokens, self.block_size)
 
     @property
     def min_sliding_blocks(self) -> int:
         """Fewest sliding blocks with which a sequence of any length goes on, a token at a time."""
-        return min_sliding_blocks(self.reach, self.block_size)
+        return min_sliding_blocks(self.held_window, self.block_size)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Load:
     num_sliding_blocks: int
     num_free_sliding_blocks: int
     num_preemptions: int  # since the start
+    num_prefixes: int
     num_held: tuple[int, ...]  # verify steps in which drafts 1 .. i + 1 all held, and
     num_verified: tuple[int, ...]  # those that had so many drafts
     unbilled_us: int  # step time spent on sequences that had ended before the step returned

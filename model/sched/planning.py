@@ -91,10 +91,9 @@ class RankDraft:
     def _is_full(self) -> bool:
         return len(self.space.running) >= self.space.config.num_running_limit
 
-    @property
-    def load(self) -> tuple[int, int, int]:
-        """The least of these takes the next sequence: pending tokens, running sequences, index."""
-        return self._num_pending, len(self.space.running), self.space.index
+    def load(self, seq: Sequence) -> tuple[int, int, int]:
+        """The least of these takes a sequence: tokens pending with it, running sequences, index."""
+        return self._num_pending - self.space.num_spared(seq), len(self.space.running), self.space.index
 
     def next_queue(self, unplaced: WaitingQueue) -> WaitingQueue | None:
         """The queue whose head came first: that of the space, or the one that any space serves."""
@@ -111,11 +110,15 @@ class RankDraft:
         # One preempted while drafts were in flight: how many tokens it has shows when they return.
         if self._budget == 0 or self._is_full or seq.num_drafting:
             return False
+        num_free = space.full.num_free, space.sliding.num_free
+        space.attach(seq)
         full, sliding = space.growth(seq)
-        if space.running and (full > self._spare_full or sliding > self._spare_sliding):
-            return False
-        num_tokens = space.capacity(seq, min(seq.num_uncomputed, self._budget))
+        # What a prefix holds was free to others when the spare blocks were counted, unless somebody held it.
+        full += num_free[0] - space.full.num_free
+        sliding += num_free[1] - space.sliding.num_free
+        num_tokens = self._room_for(seq, full, sliding)
         if num_tokens == 0:
+            space.detach(seq)
             return False
         # One preempted while its last token was in flight: no block is free until that step returns.
         assert not seq.is_complete, seq
@@ -127,12 +130,22 @@ class RankDraft:
         self._start(seq, num_tokens)
         return True
 
+    def _room_for(self, seq: Sequence, full: int, sliding: int) -> int:
+        """Tokens of a sequence to be admitted that can be computed now; 0: it has to wait."""
+        space = self.space
+        if space.waits_for_prefix(seq):
+            return 0
+        if space.running and (full > self._spare_full or sliding > self._spare_sliding):
+            return 0
+        return space.capacity(seq, min(seq.num_uncomputed, self._budget))
+
     def _start(self, seq: Sequence, num_tokens: int) -> None:
         self.space.start(seq)
         if not seq.is_admitted:
             request = seq.request
             seq.is_admitted = True
             seq.started_s = self._now_s
+            seq.num_cached = seq.num_computed
             self._admitted.append(
                 AdmittedSequence(seq.seq_id, request.prompt_ids, request.sampling, request.images)
             )
@@ -150,7 +163,17 @@ def admit_waiting(drafts: list[RankDraft], unplaced: WaitingQueue) -> None:
         return
     willing = [draft for draft in drafts if draft.open_for_admission()]
     while willing:
-        draft = min(willing, key=lambda candidate: candidate.load)
-        queue = draft.next_queue(unplaced)
-        if queue is None or not draft.admit(queue):
+        chosen: tuple[RankDraft, WaitingQueue] | None = None
+        least: tuple[int, int, int] | None = None
+        for draft in willing:
+            queue = draft.next_queue(unplaced)
+            if queue is None or queue.oldest is None:
+                continue
+            load = draft.load(queue.oldest)
+            if least is None or load < least:
+                chosen, least = (draft, queue), load
+        if chosen is None:
+            return
+        draft, queue = chosen
+        if not draft.admit(queue):
             willing.remove(draft)

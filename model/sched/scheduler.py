@@ -16,6 +16,7 @@ from model.sched.blocks import num_blocks
 from model.sched.config import Load, Placement, SchedulerConfig
 from model.sched.drafting import Acceptance, DraftPolicy
 from model.sched.planning import RankDraft, admit_waiting
+from model.sched.prefixes import Chain
 from model.sched.sequence import Phase, Sequence
 from model.sched.space import Space
 from model.sched.step import RankResult, RankStep, SequenceOutput, SequenceWork, Step, StepResult
@@ -68,6 +69,10 @@ class Scheduler:
         seq = Sequence(self._num_added, request, self._clock_s(), phase)
         if self.config.num_drafts and request.sampling.mtp:
             seq.acceptance = Acceptance([1.0] * self.config.num_drafts)
+        if self.config.keeps_prefixes:
+            seq.chain = Chain(self.config.block_size)
+            seq.chain.extend(request, [], seq.num_prompt)
+            seq.borders = _borders(request, self.config.block_size)
         self._num_added += 1
         if needs_images:
             space = min(self._spaces, key=lambda space: (space.num_pending_tokens, space.index))
@@ -198,6 +203,8 @@ class Scheduler:
             stop_token_id=output.token_ids[num_kept - 1] if reason is FinishReason.STOP else None,
         )
         seq.returned(num_gained, work.num_drafts)
+        if seq.chain is not None:
+            seq.output_ids += delta.token_ids
         if seq.first_token_s is None:
             seq.first_token_s = now_s
         return delta if reason is None else self._end(seq, delta)
@@ -265,6 +272,7 @@ class Scheduler:
         """Take a sequence out of every book; returns its last delta, with the bill."""
         if seq.phase is Phase.RUNNING:
             space = self._space_of(seq)
+            space.keep_answer(seq)
             space.running.remove(seq)
             space.release(seq, self._last_planned)
         else:
@@ -289,6 +297,7 @@ class Scheduler:
             num_sliding_blocks=config.num_sliding_blocks * config.num_spaces,
             num_free_sliding_blocks=sum(space.sliding.num_free for space in spaces),
             num_preemptions=self._num_preemptions,
+            num_prefixes=sum(len(space.prefixes) for space in spaces if space.prefixes is not None),
             num_held=tuple(self._num_held),
             num_verified=tuple(self._num_verified),
             unbilled_us=self._unbilled_us,
@@ -369,3 +378,10 @@ class Scheduler:
         shortest_s, longest_s = _RETRY_RANGE_S
         wait_s = load.num_queued_tokens / self._tokens_per_s if self._tokens_per_s else shortest_s
         raise Overloaded(text, retry_after_s=min(max(wait_s, shortest_s), longest_s), subject=subject)
+
+
+def _borders(request: Request, block_size: int) -> tuple[int, ...]:
+    """Where a prompt is cut into prefixes: at what the caller named, and before its last token."""
+    ends = (*request.prefix_ends, len(request.prompt_ids) - 1)
+    borders = {end // block_size * block_size for end in ends if end < len(request.prompt_ids)}
+    return tuple(sorted(borders - {0}))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model.sched.drafting import Acceptance
+from model.sched.prefixes import Chain
 from model.types import FinishReason, Request, Usage
 
 
@@ -38,6 +39,11 @@ class Sequence:
     full_blocks: list[int] = field(default_factory=list)
     sliding_blocks: list[int] = field(default_factory=list)  # those not behind the window
     num_sliding_freed: int = 0  # logical index of sliding_blocks[0]
+    has_begun: bool = False  # its rank has had work of it since it was taken up
+    output_ids: list[int] = field(default_factory=list, repr=False)  # committed, for the names of prefixes
+    chain: Chain | None = field(default=None, repr=False)
+    borders: tuple[int, ...] = ()  # of the prompt: where it will be a prefix of others, ascending
+    num_cached: int = 0  # tokens that were computed already when it was first admitted
     compute_us: int = 0
     started_s: float | None = None  # first planned
     first_token_s: float | None = None
@@ -79,6 +85,7 @@ class Sequence:
         """Forget what was computed; known tokens stay, so it is computed again from position 0."""
         self.num_computed = 0
         self.num_sliding_freed = 0
+        self.has_begun = False
         self.full_blocks = []
         self.sliding_blocks = []
 
@@ -115,6 +122,7 @@ class Sequence:
         return Usage(
             num_prompt_tokens=self.num_prompt,
             num_image_tokens=sum(span.num_tokens for span in self.request.images),
+            num_cached_tokens=self.num_cached,
             num_completion_tokens=num_completion,
             num_draft_tokens=self.num_drafted,
             num_accepted_tokens=self.num_accepted,

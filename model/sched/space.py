@@ -6,6 +6,7 @@ from bisect import insort
 
 from model.sched.blocks import BlockPool, first_window_block, num_blocks
 from model.sched.config import SchedulerConfig
+from model.sched.prefixes import PrefixCache
 from model.sched.sequence import Phase, Sequence
 from model.sched.step import SequenceWork
 from model.sched.waiting import WaitingQueue
@@ -19,6 +20,9 @@ class Space:
         self.index = index
         self.full = BlockPool(config.num_full_blocks)
         self.sliding = BlockPool(config.num_sliding_blocks)
+        self.prefixes: PrefixCache | None = None
+        if config.keeps_prefixes:
+            self.prefixes = PrefixCache(self.full, self.sliding, config.reach, config.block_size)
         self.running: list[Sequence] = []  # oldest first
         self.waiting = WaitingQueue()  # preempted, or with images fetched to this rank
         self.fetching = WaitingQueue()
@@ -40,12 +44,72 @@ class Space:
         """Give back sliding blocks that no position from the next one on attends to, should no draft hold."""
         config = self.config
         next_position = seq.num_computed - seq.num_drafting
-        first = first_window_block(next_position, config.reach, config.block_size)
+        first = first_window_block(next_position, config.held_window, config.block_size)
         num_behind = first - seq.num_sliding_freed
         if num_behind > 0:
             self.sliding.free(seq.sliding_blocks[:num_behind], last_planned)
             del seq.sliding_blocks[:num_behind]
             seq.num_sliding_freed = first
+
+    def num_spared(self, seq: Sequence) -> int:
+        """Tokens of a waiting sequence that are computed here already, or will be by one that runs."""
+        if self.prefixes is None or seq.chain is None:
+            return 0
+        prefix = self.prefixes.longest(seq.chain.names, seq.num_known - 1)
+        return max(0 if prefix is None else prefix.num_tokens, self._num_coming(seq))
+
+    def waits_for_prefix(self, seq: Sequence) -> bool:
+        """Whether a running sequence is about to compute more of its beginning than it has now."""
+        return self._num_coming(seq) > seq.num_computed
+
+    def _num_coming(self, seq: Sequence) -> int:
+        """Tokens of the longest common beginning that a running sequence will keep and has not computed."""
+        if seq.chain is None:
+            return 0
+        size, names = self.config.block_size, seq.chain.names
+        return max(
+            (
+                border
+                for other in self.running
+                if other.chain is not None and other.borders and other.num_computed < other.borders[-1]
+                for border in other.borders
+                if other.num_computed < border < seq.num_known and border // size <= len(names)
+                and other.chain.names[border // size - 1] == names[border // size - 1]
+            ),
+            default=0,
+        )  # fmt: skip
+
+    def attach(self, seq: Sequence) -> None:
+        """Give a sequence that holds nothing the longest prefix that is kept of it."""
+        if self.prefixes is None or seq.chain is None:
+            return
+        prefix = self.prefixes.longest(seq.chain.names, seq.num_known - 1)
+        if prefix is None:
+            return
+        self.full.share(prefix.full_blocks)
+        self.sliding.share(prefix.sliding_blocks)
+        seq.full_blocks, seq.sliding_blocks = list(prefix.full_blocks), list(prefix.sliding_blocks)
+        seq.num_sliding_freed, seq.num_computed = prefix.num_sliding_freed, prefix.num_tokens
+
+    def detach(self, seq: Sequence) -> None:
+        """The inverse of `attach`: no step has touched anything for it."""
+        self.release(seq, -1)
+
+    def keep_answer(self, seq: Sequence) -> None:
+        """A sequence ends: all that it computed may be the beginning of the next request."""
+        if self.prefixes is None or seq.chain is None:
+            return
+        # The last token was never computed; one that is ended early may not even have its prompt.
+        num_tokens = min(seq.num_prompt + len(seq.output_ids) - 1, seq.num_computed - seq.num_drafting)
+        seq.chain.extend(seq.request, seq.output_ids, num_tokens)
+        self._keep(seq, num_tokens)
+
+    def _keep(self, seq: Sequence, num_tokens: int) -> None:
+        assert self.prefixes is not None
+        assert seq.chain is not None
+        self.prefixes.keep(
+            seq.chain.names, num_tokens, seq.full_blocks, seq.sliding_blocks, seq.num_sliding_freed
+        )
 
     def capacity(self, seq: Sequence, want: int) -> int:
         """How many of the next `want` tokens fit into the blocks held and those that are free."""
@@ -74,9 +138,11 @@ class Space:
         start, end = seq.num_computed, seq.num_computed + num_tokens
         needed = num_blocks(end, self.config.block_size)
         # Blocks of drafts that failed are there already.
-        new_full = self.full.allocate(max(0, needed - len(seq.full_blocks)))
-        num_sliding = seq.num_sliding_freed + len(seq.sliding_blocks)
-        new_sliding = self.sliding.allocate(max(0, needed - num_sliding))
+        num_full = max(0, needed - len(seq.full_blocks))
+        num_sliding = max(0, needed - seq.num_sliding_freed - len(seq.sliding_blocks))
+        if self.prefixes is not None:
+            self.prefixes.make_room(num_full, num_sliding)
+        new_full, new_sliding = self.full.allocate(num_full), self.sliding.allocate(num_sliding)
         samples = end - num_drafts == seq.num_known
         assert samples or not num_drafts, (seq, num_drafts)
         seq.full_blocks += new_full
@@ -84,8 +150,15 @@ class Space:
         seq.num_computed = end
         seq.num_sampling += samples + num_drafts
         seq.num_drafting += num_drafts
+        begins, seq.has_begun = not seq.has_begun, True
+        if begins:
+            # The blocks of a prefix, too; those behind its window are never read.
+            new_full, new_sliding = seq.full_blocks, [0] * seq.num_sliding_freed + seq.sliding_blocks
+        for border in seq.borders:
+            if start < border <= end:
+                self._keep(seq, border)
         return SequenceWork(
-            seq.seq_id, start, num_tokens, samples, num_drafts, tuple(new_full), tuple(new_sliding)
+            seq.seq_id, start, num_tokens, samples, num_drafts, begins, tuple(new_full), tuple(new_sliding)
         )
 
     def release(self, seq: Sequence, last_planned: int) -> None:
@@ -101,8 +174,10 @@ class Space:
 
     def check(self, *, is_idle: bool) -> None:
         """Assert that every block has one owner and that every table covers what is computed."""
-        self.full.check((block for seq in self.running for block in seq.full_blocks), is_idle=is_idle)
-        self.sliding.check((block for seq in self.running for block in seq.sliding_blocks), is_idle=is_idle)
+        for group, pool in (("full", self.full), ("sliding", self.sliding)):
+            held = (block for seq in self.running for block in getattr(seq, f"{group}_blocks"))
+            kept = self.prefixes.blocks(group) if self.prefixes is not None else ()
+            pool.check(held, kept, is_idle=is_idle)
         ids = [seq.seq_id for seq in self.running]
         assert ids == sorted(set(ids)), ids
         assert len(ids) <= self.config.num_running_limit, len(ids)

@@ -34,9 +34,11 @@ class SequenceWork:
     so many tokens first, computes them behind the last known one, and gains as many as hold and one more.
     How many held in the step before is not known to the plan: `start` is then the largest that can be, and
     blocks are there for it; work that samples ends with the tokens known to the rank, and its drafts.
+
+    With `begins` both tables are emptied first: a new sequence, or one taken up again after preemption.
+    Its first blocks may then hold a prefix that another sequence has computed; `start` is behind it.
     `new_full_blocks` and `new_sliding_blocks` are appended to the rank's block tables (logical
-    block i holds positions [i * block_size, (i + 1) * block_size) in both groups). `start` == 0
-    empties both tables first: a new sequence, or one recomputed after preemption.
+    block i holds positions [i * block_size, (i + 1) * block_size) in both groups).
     """
 
     seq_id: int
@@ -44,6 +46,7 @@ class SequenceWork:
     num_tokens: int
     samples: bool
     num_drafts: int = 0
+    begins: bool = False
     new_full_blocks: tuple[int, ...] = ()
     new_sliding_blocks: tuple[int, ...] = ()
 

@@ -34,6 +34,7 @@ class PreparedPrompt:
     text: str = ""
     starts_in_thinking: bool = False
     tools: tuple[Mapping[str, Any], ...] = ()
+    prefix_ends: tuple[int, ...] = ()  # behind system and tools, and behind all that was said
 
     @property
     def num_image_tokens(self) -> int:
@@ -82,9 +83,9 @@ def image_spans(plan: TilePlan, key: str, start: int) -> list[ImageSpan]:
     for tile in range(plan.tiles):
         starts_row = tile > 0 and tile % plan.cols == 0
         position += starts_row
-        spans.append(ImageSpan(position + 1, TILE_TOKENS, key, offset=tile * TILE_TOKENS))
+        spans.append(ImageSpan(position + 1, TILE_TOKENS, key, tile * TILE_TOKENS, content=key))
         position += TILE_TOKENS + 2
-    return [*spans, ImageSpan(position + 1, GLOBAL_TOKENS, key, offset=plan.tiles * TILE_TOKENS)]
+    return [*spans, ImageSpan(position + 1, GLOBAL_TOKENS, key, plan.tiles * TILE_TOKENS, content=key)]
 
 
 def check_ids(ids: Sequence[int], vocab_size: int) -> PreparedPrompt:
@@ -198,7 +199,19 @@ class PromptBuilder:
             ids += image_block(image.plan, ImageTokens.of(self.tokenizer))
         ids += self.tokenizer.encode_prompt(pieces[start:])
         text = "".join(piece.text for piece in pieces)
-        return PreparedPrompt(tuple(ids), tuple(spans), images, text, self._ends_in_thinking(ids))
+        thinks = self._ends_in_thinking(ids)
+        return PreparedPrompt(
+            tuple(ids), tuple(spans), images, text, thinks, prefix_ends=self._prefix_ends(ids)
+        )
+
+    def _prefix_ends(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Where the second turn begins (the first says system and tools), and the one to be written.
+
+        What stands behind the latter is not what the next request says there: its thinking is dropped.
+        """
+        turn = self.tokenizer.token_id("<|im_start|>")
+        turns = [position for position, token_id in enumerate(ids) if token_id == turn]
+        return tuple(sorted({turns[1], turns[-1]})) if len(turns) > 1 else ()
 
     def _check(self, inputs: Sequence[ImageInput], fields: Sequence[str]) -> tuple[PlannedImage, ...]:
         """Check the headers of all images."""

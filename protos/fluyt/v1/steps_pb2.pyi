@@ -66,7 +66,7 @@ class FromFrontDoor(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., add: _Optional[_Union[AddSequence, _Mapping]] = ..., stop: _Optional[_Union[StopSequence, _Mapping]] = ..., abort: _Optional[_Union[AbortSequence, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ...) -> None: ...
 
 class AddSequence(_message.Message):
-    __slots__ = ("ticket", "tenant", "request_id", "prompt_ids", "sampling", "images", "task_id", "embeddings_address", "deadline_ms")
+    __slots__ = ("ticket", "tenant", "request_id", "prompt_ids", "sampling", "images", "task_id", "embeddings_address", "deadline_ms", "prefix_ends")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class AddSequence(_message.Message):
     TASK_ID_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_ENDS_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     tenant: str
     request_id: str
@@ -85,7 +86,8 @@ class AddSequence(_message.Message):
     task_id: str
     embeddings_address: str
     deadline_ms: int
-    def __init__(self, ticket: _Optional[int] = ..., tenant: _Optional[str] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ..., task_id: _Optional[str] = ..., embeddings_address: _Optional[str] = ..., deadline_ms: _Optional[int] = ...) -> None: ...
+    prefix_ends: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ticket: _Optional[int] = ..., tenant: _Optional[str] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ..., task_id: _Optional[str] = ..., embeddings_address: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., prefix_ends: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SequenceSampling(_message.Message):
     __slots__ = ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "stop", "stop_token_ids", "eos_token_ids", "num_logprobs", "mtp")
@@ -122,16 +124,18 @@ class SequenceSampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., mtp: bool = ...) -> None: ...
 
 class SequenceImage(_message.Message):
-    __slots__ = ("start", "num_tokens", "key", "offset")
+    __slots__ = ("start", "num_tokens", "key", "offset", "content")
     START_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
     start: int
     num_tokens: int
     key: str
     offset: int
-    def __init__(self, start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., key: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    content: str
+    def __init__(self, start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., key: _Optional[str] = ..., offset: _Optional[int] = ..., content: _Optional[str] = ...) -> None: ...
 
 class StopSequence(_message.Message):
     __slots__ = ("ticket", "num_tokens")
@@ -324,7 +328,7 @@ class PlannedSequence(_message.Message):
     def __init__(self, seq_id: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ...) -> None: ...
 
 class PlannedWork(_message.Message):
-    __slots__ = ("seq_id", "start", "num_tokens", "samples", "new_full_blocks", "new_sliding_blocks", "num_drafts")
+    __slots__ = ("seq_id", "start", "num_tokens", "samples", "new_full_blocks", "new_sliding_blocks", "num_drafts", "begins")
     SEQ_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -332,6 +336,7 @@ class PlannedWork(_message.Message):
     NEW_FULL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NEW_SLIDING_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    BEGINS_FIELD_NUMBER: _ClassVar[int]
     seq_id: int
     start: int
     num_tokens: int
@@ -339,7 +344,8 @@ class PlannedWork(_message.Message):
     new_full_blocks: _containers.RepeatedScalarFieldContainer[int]
     new_sliding_blocks: _containers.RepeatedScalarFieldContainer[int]
     num_drafts: int
-    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., samples: bool = ..., new_full_blocks: _Optional[_Iterable[int]] = ..., new_sliding_blocks: _Optional[_Iterable[int]] = ..., num_drafts: _Optional[int] = ...) -> None: ...
+    begins: bool
+    def __init__(self, seq_id: _Optional[int] = ..., start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., samples: bool = ..., new_full_blocks: _Optional[_Iterable[int]] = ..., new_sliding_blocks: _Optional[_Iterable[int]] = ..., num_drafts: _Optional[int] = ..., begins: bool = ...) -> None: ...
 
 class PlannedCopy(_message.Message):
     __slots__ = ("group", "source", "target")

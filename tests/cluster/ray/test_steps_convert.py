@@ -63,6 +63,7 @@ spans = st.lists(
         num_tokens=st.integers(1, 200),
         key=st.text(max_size=8),
         offset=st.integers(0, 9000),
+        content=st.text(max_size=8),
     ),
     max_size=3,
 ).map(tuple)
@@ -91,6 +92,7 @@ requests = st.builds(
     sampling=sampling,
     images=spans,
     task_id=st.text(max_size=4),
+    prefix_ends=ids,
     embeddings_address=st.text(max_size=4),
 )
 works = st.builds(
@@ -100,6 +102,7 @@ works = st.builds(
     num_tokens=st.integers(1, 2**20),
     samples=st.booleans(),
     num_drafts=st.integers(0, 3),
+    begins=st.booleans(),
     new_full_blocks=ids,
     new_sliding_blocks=ids,
 )

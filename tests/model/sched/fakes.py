@@ -14,11 +14,30 @@ from model.sched.step import AdmittedSequence, RankResult, RankStep, SequenceOut
 from model.types import Delta, FinishReason, Request, RequestKey, SamplingParams
 
 VOCABULARY = 50
+# Block (of a group) -> who touches it: sequence, and how often it had been taken up.
+Touched = dict[tuple[str, int], set[tuple[int, int]]]
 
 
 def next_token(token_ids: list[int] | tuple[int, ...]) -> int:
     """The token after `token_ids`, as any model would choose it: from all of them."""
     return zlib.crc32(repr(list(token_ids)).encode()) % VOCABULARY
+
+
+def signatures(token_ids: list[int]) -> list[int]:
+    """For each position a number for all tokens up to it: what a cache holds there, whoever computed it."""
+    signs, sign = [], 0
+    for position, token in enumerate(token_ids):
+        sign = zlib.crc32(repr((position, token)).encode(), sign)
+        signs.append(sign)
+    return signs
+
+
+def continued(token_ids: list[int], num_tokens: int) -> list[int]:
+    """The tokens, and those that will come."""
+    longer = list(token_ids)
+    for _ in range(num_tokens):
+        longer.append(next_token(longer))
+    return longer
 
 
 def expected_output(request: Request) -> tuple[tuple[int, ...], FinishReason]:
@@ -32,8 +51,12 @@ def expected_output(request: Request) -> tuple[tuple[int, ...], FinishReason]:
     return tuple(output), FinishReason.LENGTH
 
 
-def make_request(name: str, num_prompt: int, max_tokens: int, **sampling: object) -> Request:
-    prompt = tuple((zlib.crc32(name.encode()) + i) % VOCABULARY for i in range(num_prompt))
+def make_request(
+    name: str, num_prompt: int, max_tokens: int, topic: str | None = None, **sampling: object
+) -> Request:
+    """Requests of one topic begin alike; without one it is the name."""
+    first = zlib.crc32((topic or name).encode())
+    prompt = tuple((first + i) % VOCABULARY for i in range(num_prompt))
     return Request(RequestKey("local", name), prompt, SamplingParams(max_tokens=max_tokens, **sampling))
 
 
@@ -82,34 +105,39 @@ class FakeRank:
         self.config = config
         self.sequences: dict[int, FakeSequence] = {}
         self.forgotten: set[int] = set()
-        self.cache: dict[tuple[str, int], tuple[int, int]] = {}  # slot -> (sequence, token)
+        self.cache: dict[tuple[str, int], int] = {}  # slot -> all tokens up to the one written, in short
         # Of steps in flight: both tables of a sequence, and how often it had started from nothing.
         self.tables: deque[dict[int, tuple[list[int], list[int], int]]] = deque()
 
-    def submit(self, step: RankStep) -> dict[tuple[str, int], tuple[int, int]]:
-        """Check a step when it is planned; returns who touches which block: (sequence, start count)."""
+    def submit(self, step: RankStep) -> tuple[Touched, Touched]:
+        """Check a step when it is planned; returns who reads and who writes which block."""
         assert step.num_tokens <= self.config.chunk_tokens, step.num_tokens
         assert len(step.work) == len({work.seq_id for work in step.work}) <= self.config.max_running
         for admitted in step.admitted:
             assert admitted.seq_id not in self.sequences.keys() | self.forgotten, "admitted twice"
             assert admitted.seq_id in {work.seq_id for work in step.work}, "admitted without work"
             self.sequences[admitted.seq_id] = FakeSequence(admitted, list(admitted.prompt_ids))
-        touched: dict[tuple[str, int], tuple[int, int]] = {}
+        read: Touched = {}
+        written: Touched = {}
         self.tables.append({})
         for work in step.work:
             seq = self.sequences[work.seq_id]
             self._extend_tables(seq, work)
             owner = (work.seq_id, seq.num_starts)
-            for block in self._touched_blocks(seq, work):
-                assert touched.setdefault(block, owner) == owner, f"{block} of {owner} and {touched[block]}"
+            for block in self._read_blocks(seq, work):
+                read.setdefault(block, set()).add(owner)
+            for block in self._written_blocks(seq, work):
+                assert block not in written, f"{block} is written by {owner} and {written[block]}"
+                written[block] = {owner}
             self.tables[-1][work.seq_id] = (list(seq.full), list(seq.sliding), seq.num_starts)
-        return touched
+        return read, written
 
     def _extend_tables(self, seq: FakeSequence, work) -> None:
         assert work.num_tokens >= 1
-        if work.start == 0:
+        assert work.begins or work.start > 0
+        if work.begins:
             assert seq.num_drafting == 0, "how many tokens are known is not known yet"
-            seq.full, seq.sliding, seq.num_planned = [], [], 0
+            seq.full, seq.sliding, seq.num_planned = [], [], work.start
             seq.num_starts += 1
         assert work.start == seq.num_planned, f"{work.seq_id}: start {work.start}, not {seq.num_planned}"
         seq.num_planned = end = work.start + work.num_tokens
@@ -122,7 +150,11 @@ class FakeRank:
         assert all(0 <= block < self.config.num_full_blocks for block in seq.full)
         assert all(0 <= block < self.config.num_sliding_blocks for block in seq.sliding)
 
-    def _touched_blocks(self, seq: FakeSequence, work) -> list[tuple[str, int]]:
+    def _written_blocks(self, seq: FakeSequence, work) -> list[tuple[str, int]]:
+        first = (work.start - (seq.num_drafting - work.num_drafts)) // self.config.block_size
+        return [("full", block) for block in seq.full[first:]] + [("sliding", b) for b in seq.sliding[first:]]
+
+    def _read_blocks(self, seq: FakeSequence, work) -> list[tuple[str, int]]:
         config = self.config
         least_start = work.start - (seq.num_drafting - work.num_drafts)
         in_window = seq.sliding[max(0, least_start - config.reach + 1) // config.block_size :]
@@ -143,6 +175,7 @@ class FakeRank:
             seq.num_computed = num_known
             if work.samples:
                 gained = self._sample(seq, work.num_drafts)
+                self._spoil(work.num_drafts + 1 - len(gained), len(seq.tokens) - 1, *tables[work.seq_id][:2])
                 seq.num_computed += len(gained) - 1
                 seq.num_drafting -= work.num_drafts
                 if tables[work.seq_id][2] == seq.num_starts:
@@ -171,25 +204,35 @@ class FakeRank:
 
     def _write(self, work, full: list[int], sliding: list[int]) -> None:
         seq, size = self.sequences[work.seq_id], self.config.block_size
-        expected = 0 if work.start == 0 else seq.num_computed
+        expected = work.start if work.begins else seq.num_computed
         start = self._start(seq, work)
         assert start == expected, f"{work.seq_id}: position {start} after {expected}"
         assert work.start >= start, "the plan is an upper bound"
+        # As if every draft held; `_spoil` comes after those that did not.
+        signs = signatures(continued(seq.tokens, work.num_drafts))
         num_known = len(seq.tokens) + work.num_drafts
         assert start + work.num_tokens <= num_known, "computes a token that is not known"
         for position in range(start, start + work.num_tokens):
             for group, table in (("full", full), ("sliding", sliding)):
                 slot = table[position // size] * size + position % size
-                self.cache[group, slot] = (work.seq_id, position)
+                self.cache[group, slot] = signs[position]
+
+    def _spoil(self, num_failed: int, first: int, full: list[int], sliding: list[int]) -> None:
+        """Drafts that failed: whoever reads their slots before they are written again is noticed."""
+        size = self.config.block_size
+        for position in range(first, first + num_failed):
+            for group, table in (("full", full), ("sliding", sliding)):
+                self.cache[group, table[position // size] * size + position % size] = -1
 
     def _read(self, work, full: list[int], sliding: list[int]) -> None:
         start = self._start(self.sequences[work.seq_id], work)
         size, end = self.config.block_size, start + work.num_tokens
         first = max(0, start - self.config.reach + 1)
+        signs = signatures(continued(self.sequences[work.seq_id].tokens, work.num_drafts))
         for group, table, begin in (("full", full, 0), ("sliding", sliding, first)):
             for position in range(begin, end):
                 found = self.cache[group, table[position // size] * size + position % size]
-                assert found == (work.seq_id, position), f"{group}: {found} at {position} of {work.seq_id}"
+                assert found == signs[position], f"{group}: {found} at {position} of {work.seq_id}"
 
 
 class FakeGang:
@@ -200,7 +243,7 @@ class FakeGang:
         self.ranks = [FakeRank(config) for _ in range(config.num_spaces)]
         self.step_us = step_us
         self.steps: list[Step] = []  # all that were ever submitted
-        self.in_flight: deque[tuple[Step, list[dict[tuple[str, int], tuple[int, int]]]]] = deque()
+        self.in_flight: deque[tuple[Step, list[tuple[Touched, Touched]]]] = deque()
         self.is_closed = False
 
     def submit(self, step: Step) -> None:
@@ -211,9 +254,10 @@ class FakeGang:
         assert len(self.in_flight) < 2, "more than two steps in flight"
         touched = [rank.submit(share) for rank, share in zip(self.ranks, step.ranks, strict=True)]
         for earlier, earlier_touched in self.in_flight:
-            for mine, theirs in zip(touched, earlier_touched, strict=True):
-                shared = {block for block in mine.keys() & theirs.keys() if mine[block] != theirs[block]}
-                assert not shared, f"step {step.step_id} takes {shared} from step {earlier.step_id}"
+            for (_, mine), theirs in zip(touched, earlier_touched, strict=True):
+                for block, owner in mine.items():
+                    others = theirs[0].get(block, set()) | theirs[1].get(block, set())
+                    assert others <= owner, f"step {step.step_id} takes {block} from step {earlier.step_id}"
         self.steps.append(step)
         self.in_flight.append((step, touched))
 

@@ -21,6 +21,25 @@ SHAPES = {
     "window of one": {"window": 1, "num_sliding_blocks": 3, "num_full_blocks": 16},
     "three spaces": {"num_spaces": 3, "num_full_blocks": 14, "num_sliding_blocks": 9, "max_running": 4},
     "window over context": {"window": 500, "num_full_blocks": 20, "num_sliding_blocks": 20},
+    "prefixes": {"keeps_prefixes": True},
+    "prefixes, few full blocks": {"keeps_prefixes": True, "num_full_blocks": 14},
+    "prefixes, few sliding blocks": {"keeps_prefixes": True, "num_sliding_blocks": 9},
+    "prefixes, drafts": {"keeps_prefixes": True, "num_drafts": 3, "num_full_blocks": 20},
+    "prefixes, blocks of one": {
+        "keeps_prefixes": True,
+        "block_size": 1,
+        "num_full_blocks": 45,
+        "num_sliding_blocks": 20,
+        "window": 5,
+    },
+    "prefixes, three spaces": {
+        "keeps_prefixes": True,
+        "num_spaces": 3,
+        "num_full_blocks": 20,
+        "num_sliding_blocks": 12,
+        "max_running": 4,
+        "num_drafts": 2,
+    },
     "drafts": {"num_drafts": 3},
     "drafts, few full blocks": {"num_drafts": 3, "num_full_blocks": 14},
     "drafts, few sliding blocks": {"num_drafts": 3, "num_sliding_blocks": 8},
@@ -89,7 +108,8 @@ class Storm:
             "eos_token_ids": tuple(self.random.sample(range(VOCABULARY), self.random.choice([0, 3, 9]))),
             "min_tokens": self.random.choice([0, 0, 2]),
         }
-        request = make_request(f"r{number}", num_prompt, max_tokens, **sampling)
+        prompt = f"topic {self.random.randrange(4)}" if self.bench.scheduler.config.keeps_prefixes else None
+        request = make_request(f"r{number}", num_prompt, max_tokens, prompt, **sampling)
         needs_images = self.random.random() < 0.3
         if needs_images:
             request = Request(request.key, request.prompt_ids, request.sampling, (ImageSpan(0, 1, "sha"),))
@@ -167,16 +187,17 @@ def test_every_block_is_accounted_for_after_every_event(shape):
     storm.finish()
     assert_right_answers(storm)
     assert len(storm.done) > 100
+    if shape.get("keeps_prefixes"):
+        finals = storm.bench.inbox.final.values()
+        assert sum(final.usage.num_cached_tokens > 0 for final in finals) > 20
     for event in EVENTS:
         assert storm.seen[event, True] > 50, f"{event} hardly came between plan and result"
 
 
-@pytest.mark.parametrize("num_drafts", [0, 3])
+@pytest.mark.parametrize("also", [{}, {"num_drafts": 3, "keeps_prefixes": True}], ids=["plain", "all"])
 @pytest.mark.parametrize("seed", range(6))
-def test_books_hold_when_preemption_never_rests(seed, num_drafts):
-    shape = {
-        "num_full_blocks": 13, "num_sliding_blocks": 13, "max_running": 16, "num_drafts": num_drafts,
-    }  # fmt: skip
+def test_books_hold_when_preemption_never_rests(seed, also):
+    shape = {"num_full_blocks": 13, "num_sliding_blocks": 13, "max_running": 16, **also}
     storm = Storm(seed, shape, lengths=(6, 44))  # grow far beyond what admission can foresee
     storm.run(1500)
     storm.finish()

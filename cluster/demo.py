@@ -1,4 +1,4 @@
-"""`make demo`: the whole application, one question about a picture, and nothing left running."""
+"""`make demo`: the whole application, three questions about pictures, and nothing left running."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 from cluster.cli_flags import program
 from cluster.cli_up import progress
-from cluster.client import Client, chat_request
+from cluster.client import Client
 from cluster.config import ClusterConfig
+from cluster.demo_looks import Question, ask, read_questions
 from cluster.local_ray import free_port
 from cluster.up import down, up
 from model.nano import ABOUT
 
-PICTURE = Path(__file__).resolve().parents[1] / "deploy" / "demo" / "receipt.png"
-QUESTION = "What is the total on this receipt?"
-MAX_TOKENS = 64
+PICTURES = Path(__file__).resolve().parents[1] / "deploy" / "demo"
 
 
 def main() -> None:
@@ -35,8 +35,7 @@ def main() -> None:
         try:
             report(f"starting Ray and four deployments, {config.gang.size} shards")
             state = up(config, None, report)
-            report(f"asking about {PICTURE.name} over gRPC: {QUESTION}")
-            asyncio.run(_ask(state.address))
+            asyncio.run(_ask_all(state.address, report))
             report("that was the last token; ending everything")
         except KeyboardInterrupt:
             report("interrupted; ending everything")
@@ -46,7 +45,7 @@ def main() -> None:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             down(report)
-            os.chdir(PICTURE.parents[2])
+            os.chdir(PICTURES.parents[1])
             report("nothing is left running")
     print(
         f'go on with: {program()} up, then {program()} ask "Hello"; or without Ray: {program()} run "Hello"'
@@ -58,13 +57,23 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-async def _ask(address: str) -> None:
-    request = chat_request(QUESTION, [PICTURE.read_bytes()], max_tokens=MAX_TOKENS)
+async def _ask_all(address: str, report: Callable[[str], None]) -> None:
     print(ABOUT)
     async with Client(address) as client:
-        async for event in client.generate(request):
-            print(event.delta.text, end="", flush=True)
-    print()
+        for question in read_questions(PICTURES):
+            report(f"asking about {question.picture} over gRPC: {question.question}")
+            await _ask(client, question)
+
+
+async def _ask(client: Client, question: Question) -> None:
+    looked = await ask(client, PICTURES, question)
+    for box in looked.boxes:
+        print(f"  looks closer at {list(box)} (thousandths of the picture)")
+    rate = looked.num_tokens / looked.spent_s
+    print(f"  {looked.text}")
+    print(
+        f"  drawn there: {question.drawn}; {looked.num_tokens} tokens, pictures included {rate:.0f} a second"
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 
 # Printed above its answers, so that nobody takes them for those of the real model.
 ABOUT = (
-    "The default model has 10 million parameters and is half trained: it reckons, and guesses at pictures."
+    "The default model has 10 million parameters: it reads what is written in a picture, mostly; charts and "
+    "where things are it gets wrong more often than not."
 )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-SIZE = (1100, 420)
+SIZE = (1200, 420)
 MARGIN, GAP, PLOT = 60, 40, (460, 300)
 INK, GRID = (40, 40, 44), (224, 224, 228)
 COLOURS = (
@@ -36,11 +36,16 @@ def draw_curves(log: Path, out: Path) -> None:
     loss = [Curve("loss per answered token", _points(lines, lambda line: line["loss"]))]
     names = dict.fromkeys(name for line in lines for name in line["exact"])
     shares = [Curve("labels of places", _points(lines, lambda line: line["places"]))]
-    shares += [Curve(f"{name}: whole answers", _exact(lines, name)) for name in names]
+    shares += [Curve(name, _exact(lines, name)) for name in names]
     last_step = lines[-1]["step"]
     _plot(draw, MARGIN, "Loss", loss, last_step, top=max(y for _, y in loss[0].points))
     _plot(
-        draw, MARGIN + PLOT[0] + GAP + 20, "Share that is right, training fonts", shares, last_step, top=1.0
+        draw,
+        MARGIN + PLOT[0] + GAP + 20,
+        "Whole answers that are right, training fonts",
+        shares,
+        last_step,
+        top=1.0,
     )
     image.save(out, optimize=True)
 
@@ -85,4 +90,4 @@ def _plot(
         places = [(left + PLOT[0] * x / last_step, lower - PLOT[1] * y / top) for x, y in curve.points]
         draw.line(places, fill=colour, width=2)
         if len(curves) > 1:
-            draw.text((left + 10, upper + 4 + 16 * index), curve.name, font=font, fill=colour)
+            draw.text((left + PLOT[0] + 12, upper + 4 + 18 * index), curve.name, font=font, fill=colour)

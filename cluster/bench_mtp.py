@@ -58,10 +58,12 @@ def _pages(builder: PromptBuilder) -> list[PreparedPrompt]:
     while len(prompts) < NUM_PAGES:
         size = tasks.small_size(rng)
         scene = reading.page(rng, replace(style, unit=tasks.unit_of(*size)), *size)
-        if scene.drill is not None:
+        if scene.drills:
             file = io.BytesIO()
             scene.picture.save(file, "PNG")
-            prompts.append(builder.from_chat(question(scene.drill.question, [ImageInput(file.getvalue())])))
+            prompts.append(
+                builder.from_chat(question(scene.drills[0].question, [ImageInput(file.getvalue())]))
+            )
     return prompts
 
 

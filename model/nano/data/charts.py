@@ -6,6 +6,7 @@ import colorsys
 import random
 from dataclasses import dataclass
 
+from model.nano.data import drills
 from model.nano.data.canvas import (
     Canvas,
     Colour,
@@ -59,7 +60,12 @@ def draw_chart(rng: random.Random, chart: Chart) -> Scene:
     else:
         _draw_points(canvas, rng, chart, paint)
     picture, marks = weather(canvas, rng, most_degrees=chart.degrees)
-    return Scene(picture, marks, exchanges_of(rng, chart))
+    tips = [mark for mark in marks if mark.kind == BAR_END]
+    pairs = zip(chart.labels, chart.values, strict=True)
+    values = Exchange("Write down the chart.", "\n".join(f"{label} {value}" for label, value in pairs))
+    named = zip(chart.labels, tips, strict=True)
+    ends = drills.places("Where does each value end?", named, picture.size)
+    return Scene(picture, marks, exchanges_of(rng, chart), (values, ends))
 
 
 def _paint(canvas: Canvas, rng: random.Random, chart: Chart) -> Paint:

@@ -13,11 +13,21 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageFilter
 
-from model.nano.data import words
+from model.nano.data import drills, words
 from model.nano.data.canvas import Box, Canvas, Style, brightness, paint_background, shaded, text_width
 from model.nano.data.reading import NAMED_COLOURS, stands_out
 from model.nano.data.scene import MARKER, Mark
-from model.nano.data.talk import IMAGE, Effort, Lesson, Talk, View, conversation, draw_effort, question_turn
+from model.nano.data.talk import (
+    IMAGE,
+    Effort,
+    Lesson,
+    Talk,
+    View,
+    conversation,
+    draw_effort,
+    question_turn,
+    talk_of,
+)
 from model.nano.tools import COORDINATES, ZOOM, crop
 from model.text.chat import ChatMessage, ToolCall
 from model.text.tiles import GLOBAL_SIDE
@@ -25,6 +35,7 @@ from model.text.tiles import GLOBAL_SIDE
 TOO_SMALL = "It is too small to read."
 UNREADABLE = "It cannot be read."
 MAX_LOOKS = 3
+PLACES_SHARE = 0.3  # of the lessons
 # Heights of capitals in pixels of the global view: read at once, or not at all without a closer look.
 LEGIBLE_PX = (14.0, 24.0)
 SMALL_PX = (4.0, 7.0)
@@ -91,6 +102,8 @@ def look_task(rng: random.Random, style: Style, *, needs_zoom: bool | None = Non
 
 def look_lesson(rng: random.Random, style: Style) -> Lesson:
     """A question with or without the tool at hand, and what to do then."""
+    if rng.random() < PLACES_SHARE:
+        return _places_lesson(rng, draw_desk(rng, style))
     task = look_task(rng, style, needs_zoom=None if rng.random() < 0.35 else True)
     effort, has_tool = draw_effort(rng), rng.random() < 0.8
     first = View(task.desk.picture, task.desk.marks, max_tiles=0)
@@ -112,6 +125,14 @@ def look_lesson(rng: random.Random, style: Style) -> Lesson:
     messages.append(ChatMessage("assistant", task.answer, reasoning_content=""))
     talk = Talk("look", conversation(tuple(messages), effort, (ZOOM,)), tuple(range(len(views))))
     return Lesson(tuple(views), (talk,))
+
+
+def _places_lesson(rng: random.Random, desk: Desk) -> Lesson:
+    """Where all cards are: who cannot say it zooms beside them."""
+    named = [(card.colour, Mark(MARKER, *card.box.centre)) for card in desk.cards]
+    exchange = drills.places("Where is each card?", named, desk.picture.size)
+    view = View(desk.picture, desk.marks, max_tiles=0)
+    return Lesson((view,), (talk_of("look", exchange, (0,), draw_effort(rng)),))
 
 
 def _why(card: Card, effort: Effort) -> str:

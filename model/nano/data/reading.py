@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
-from model.nano.data import words
+from model.nano.data import drills, words
 from model.nano.data.canvas import (
     Box,
     Canvas,
@@ -19,10 +19,9 @@ from model.nano.data.canvas import (
     text_width,
     weather,
 )
-from model.nano.data.scene import Exchange, Scene
+from model.nano.data.scene import Exchange, Mark, Scene
 
 LEAST_CAP, MOST_CAP = 14.0, 64.0  # heights of capitals, in pixels of the view
-MOST_DRILLED = 120  # characters
 _MARGIN = 12
 NAMED_COLOURS: dict[str, Colour] = {
     "red": (214, 32, 38),
@@ -56,7 +55,8 @@ def single_text(rng: random.Random, style: Style, width: int, height: int) -> Sc
     answer = placed.text
     exchange = Exchange(rng.choice(_ONE), answer, steps=f"The only text is {answer}")
     picture, marks = weather(canvas, rng)
-    return Scene(picture, marks, (exchange,))
+    drill = drills.places("Where does the text begin?", [(answer, marks[0])], picture.size)
+    return Scene(picture, marks, (exchange,), (drill,))
 
 
 def coloured_texts(rng: random.Random, style: Style, width: int, height: int) -> Scene:
@@ -66,10 +66,12 @@ def coloured_texts(rng: random.Random, style: Style, width: int, height: int) ->
     free = [name for name, colour in NAMED_COLOURS.items() if stands_out(colour, tone)]
     rng.shuffle(free)
     taken: list[Box] = []
-    exchanges = []
+    exchanges, firsts = [], list[tuple[str, int]]()
     for name in free[: rng.randint(2, 4)]:
+        first = len(canvas.marks)
         placed = _place(canvas, style, rng, _short_text(rng), shaded(NAMED_COLOURS[name], rng, 14), taken)
         if placed is not None:
+            firsts.append((name, first))
             taken.append(placed.box.grown(10))
             question = rng.choice((f"What is the {name} text?", f"Read the {name} text."))
             steps = f"The {name} text is {placed.text}"
@@ -77,7 +79,9 @@ def coloured_texts(rng: random.Random, style: Style, width: int, height: int) ->
     if not exchanges:
         return single_text(rng, style, width, height)
     picture, marks = weather(canvas, rng)
-    return Scene(picture, marks, tuple(exchanges))
+    named = [(name, marks[first]) for name, first in firsts]
+    drill = drills.places("Where does each text begin?", named, picture.size)
+    return Scene(picture, marks, tuple(exchanges), (drill,))
 
 
 def lines(rng: random.Random, style: Style, width: int, height: int) -> Scene:
@@ -103,11 +107,14 @@ def lines(rng: random.Random, style: Style, width: int, height: int) -> Scene:
         return single_text(rng, style, width, height)
     top = rng.uniform(0.1 * height, 0.9 * height - count * step)
     left = rng.uniform(2 * _MARGIN + 0.06 * width, 2 * _MARGIN + 0.1 * width)
+    firsts = list[int]()
     for index in range(count):
+        firsts.append(len(canvas.marks))
         canvas.text(left, top + index * step, texts[index], face, cap, ink)
     exchanges = _line_exchanges(rng, labels[:count], values[:count], is_labelled)
     picture, marks = weather(canvas, rng)
-    return Scene(picture, marks, tuple(exchanges), _drill(texts[:count]))
+    where = _where_lines_begin(texts[:count], [marks[first] for first in firsts], picture.size)
+    return Scene(picture, marks, tuple(exchanges), (drills.written(texts[:count]), where))
 
 
 def page(rng: random.Random, style: Style, width: int, height: int) -> Scene:
@@ -115,7 +122,7 @@ def page(rng: random.Random, style: Style, width: int, height: int) -> Scene:
     canvas = Canvas(width, height, (255, 255, 255))
     background = paint_background(canvas, rng)
     margin = _MARGIN + 0.05 * max(width, height)
-    y, rows = margin, list[list[str]]()
+    y, rows, firsts = margin, list[list[str]](), list[int]()
     ink = ink_on(background, rng)
     while True:
         face = rng.choice(style.faces)
@@ -129,6 +136,7 @@ def page(rng: random.Random, style: Style, width: int, height: int) -> Scene:
                 break
             row = wider
         if row:
+            firsts.append(len(canvas.marks))
             canvas.text(margin, y, "  ".join(row), face, cap, ink)
             rows.append(row)
         y += cap * rng.uniform(1.8, 2.6)
@@ -136,17 +144,14 @@ def page(rng: random.Random, style: Style, width: int, height: int) -> Scene:
     if not exchanges:
         return single_text(rng, style, width, height)
     picture, marks = weather(canvas, rng)
-    return Scene(picture, marks, tuple(exchanges), _drill([" ".join(row) for row in rows]))
+    texts = [" ".join(row) for row in rows]
+    where = _where_lines_begin(texts, [marks[first] for first in firsts], picture.size)
+    return Scene(picture, marks, tuple(exchanges), (drills.written(texts), where))
 
 
-def _drill(lines_of_text: list[str]) -> Exchange:
-    """Write down as many lines from the top as fit into an answer."""
-    count, length = 0, 0
-    while count < len(lines_of_text) and (count == 0 or length + len(lines_of_text[count]) <= MOST_DRILLED):
-        length += len(lines_of_text[count])
-        count += 1
-    question = f"Write down the first {count} lines." if count > 1 else "Write down the first line."
-    return Exchange(question, "\n".join(lines_of_text[:count]), steps=f"These are {count} lines")
+def _where_lines_begin(texts: list[str], marks: list[Mark], size: tuple[int, int]) -> Exchange:
+    named = [(text.split()[0], mark) for text, mark in zip(texts, marks, strict=True)]
+    return drills.places("Where does each line begin?", named, size)
 
 
 def _page_exchanges(rows: list[list[str]]) -> list[Exchange]:

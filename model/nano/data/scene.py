@@ -41,11 +41,10 @@ class Exchange:
 class Scene:
     """One picture and its exchanges. Mode RGB, or I;16 for scans.
 
-    `drill` is a long transcription, for training alone: it teaches a hundred tokens where an answer
-    teaches six, and one wrong character in a hundred would make it a wrong answer.
+    `drills` are long answers for training alone (`drills`): one wrong character would make them wrong.
     """
 
     picture: Image.Image
     marks: tuple[Mark, ...]
     exchanges: tuple[Exchange, ...]
-    drill: Exchange | None = None
+    drills: tuple[Exchange, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from model.nano.data import drills
 from model.nano.data.boards import (
     LOW_CAP,
     dialog,
@@ -16,7 +17,7 @@ from model.nano.data.boards import (
     title_bar,
 )
 from model.nano.data.canvas import Box, Style, weather
-from model.nano.data.scene import Scene
+from model.nano.data.scene import BOX_START, Mark, Scene
 from model.nano.data.widgets import Icon, Panel, Screen, draw_screen, screen_exchanges
 
 _EDGE = 3.0
@@ -34,7 +35,10 @@ def desktop(rng: random.Random, style: Style, width: int, height: int) -> Scene:
 
 def _scene(rng: random.Random, screen: Screen) -> Scene:
     picture, marks = weather(draw_screen(screen), rng, most_degrees=0)
-    return Scene(picture, marks, screen_exchanges(rng, screen))
+    exchanges = screen_exchanges(rng, screen)
+    targets = [(target.label, Mark(BOX_START, *target.box.centre)) for target in screen.targets]
+    where = drills.places("Where is what can be tapped?", targets, picture.size)
+    return Scene(picture, marks, exchanges, (where,))
 
 
 def plan_phone(rng: random.Random, style: Style, width: int, height: int) -> Screen:

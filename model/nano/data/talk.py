@@ -81,9 +81,9 @@ def conversation(
 
 
 def lesson_of(task: str, scene: Scene, rng: random.Random, num_talks: int) -> Lesson:
-    """Some of the exchanges of a scene, one conversation each; often its drill is one of them."""
+    """Some of the exchanges of a scene, one conversation each; often a drill is one of them."""
     chosen = rng.sample(scene.exchanges, min(num_talks, len(scene.exchanges)))
-    if scene.drill is not None and rng.random() < DRILL_SHARE:
-        chosen[0] = scene.drill
+    if scene.drills and rng.random() < DRILL_SHARE:
+        chosen[0] = rng.choice(scene.drills)
     talks = tuple(talk_of(task, exchange, (0,), draw_effort(rng)) for exchange in chosen)
     return Lesson((View(scene.picture, scene.marks),), talks)

@@ -51,7 +51,8 @@ def measure(
     """Forward of one chunk. Every shape follows from `shape`, and nothing waits for a value."""
     rows_XH, place_loss, place_right_2 = _pictures(network, chunk, shape)
     embedded_RLH = network.embed(chunk.ids_RL, chunk.place_RL, rows_XH)
-    hidden = network.decode(embedded_RLH)
+    # Rows are filled up with id 0; else it is the first token alone, one of hundreds.
+    hidden = network.decode(embedded_RLH, chunk.ids_RL != 0)
     is_real_X = (chunk.depth_X >= 0).float()
     targets_X = chunk.ids_RL.flatten()[chunk.target_X]
     logits_XC = network.logits(F.embedding(chunk.target_X - 1, hidden.last_BLH.flatten(0, 1))).float()

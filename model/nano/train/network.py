@@ -67,14 +67,14 @@ class Network(nn.Module):
         pictured_BLH = F.embedding(place_BL + 1, torch.cat((nothing_1H, rows_XH)), padding_idx=0)
         return torch.where((place_BL >= 0)[..., None], pictured_BLH.type_as(embedded_BLH), embedded_BLH)
 
-    def decode(self, embedded_BLH: torch.Tensor) -> Hidden:
-        """All decoder layers."""
+    def decode(self, embedded_BLH: torch.Tensor, is_real_BL: torch.Tensor | None = None) -> Hidden:
+        """All decoder layers. The loads are those of real tokens, not of what rows are filled up with."""
         x_BLH, loads = embedded_BLH, []
         turns = self._turns(embedded_BLH)
         masks = {"full": None, "sliding": self._window_mask(embedded_BLH)}
         for layer in self.decoder.layers:
             assert isinstance(layer, DecoderLayer)
-            x_BLH, load_E = decoder_layer(layer, x_BLH, turns[layer.kind], masks[layer.kind])
+            x_BLH, load_E = decoder_layer(layer, x_BLH, turns[layer.kind], masks[layer.kind], is_real_BL)
             loads.append(load_E)
         moe_loads = [load for layer, load in zip(self.decoder.layers, loads, strict=True) if layer.is_moe]
         return Hidden(x_BLH, torch.stack(moe_loads))
@@ -109,14 +109,18 @@ class Network(nn.Module):
 
 
 def decoder_layer(
-    layer: DecoderLayer, x_BLH: torch.Tensor, turns: Turns, mask_LL: torch.Tensor | None
+    layer: DecoderLayer,
+    x_BLH: torch.Tensor,
+    turns: Turns,
+    mask_LL: torch.Tensor | None,
+    is_real_BL: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One layer over whole rows; the second result is the load of its experts (empty without experts)."""
     x_BLH = x_BLH + attend(layer.attention, layer.attention_norm(x_BLH), turns, mask_LL)
     normed_BLH = layer.mlp_norm(x_BLH)
     if not isinstance(layer.mlp, MoE):
         return x_BLH + layer.mlp(normed_BLH), x_BLH.new_zeros(0)
-    routed_BLH, load_E = mix_experts(layer.mlp, normed_BLH)
+    routed_BLH, load_E = mix_experts(layer.mlp, normed_BLH, is_real_BL)
     return x_BLH + routed_BLH, load_E
 
 
@@ -141,14 +145,18 @@ def attend(
     return F.linear(out_BLND.reshape(num_rows, length, -1), attention.output)
 
 
-def mix_experts(moe: MoE, x_BLH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def mix_experts(
+    moe: MoE, x_BLH: torch.Tensor, is_real_BL: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """`MoE.forward` with every expert computed: [B, L, H] and the share of choices per expert [E]."""
     num_rows, length, hidden = x_BLH.shape
     x_TH = x_BLH.view(-1, hidden)
     logits_TE = F.linear(x_TH.to(moe.router.dtype), moe.router)
     expert_ids_TK, weights_TK = choose_experts(logits_TE, moe.router_bias, moe.experts_per_token)
     weight_TE = torch.zeros_like(logits_TE).scatter(1, expert_ids_TK, weights_TK)
-    load_E = (weight_TE.detach() > 0).float().mean(0) / moe.experts_per_token
+    chosen_TE = (weight_TE.detach() > 0).float()
+    real_T = chosen_TE.new_ones(x_TH.shape[0]) if is_real_BL is None else is_real_BL.reshape(-1).float()
+    load_E = real_T @ chosen_TE / real_T.sum() / moe.experts_per_token
     experts = moe.experts
     num_experts, double_width, _ = experts.gate_up.shape
     gate_up_TEW = F.linear(x_TH, experts.gate_up.view(-1, hidden)).view(-1, num_experts, double_width)

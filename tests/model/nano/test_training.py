@@ -221,3 +221,15 @@ def test_the_training_forward_agrees_with_the_engine() -> None:
             hidden = network.decode(inspect._embed(network, one)).last_BLH
             tokens = inspect._answer_logits(network, hidden, one).argmax(-1).tolist()
             assert tokens == list(one.answer_ids), one.prompt.text[-200:]
+
+
+@torch.inference_mode()
+def test_what_rows_are_filled_up_with_is_no_load_of_the_experts() -> None:
+    network = small_network()
+    ids_1L = torch.randint(3, 400, (1, 40), generator=torch.Generator().manual_seed(2))
+    filled_1L = torch.cat((ids_1L, torch.zeros(1, 60, dtype=torch.long)), dim=1)
+    alone = network.decode(torch.nn.functional.embedding(ids_1L, network.decoder.embedding))
+    filled = network.decode(
+        torch.nn.functional.embedding(filled_1L, network.decoder.embedding), filled_1L != 0
+    )
+    torch.testing.assert_close(filled.load_LE, alone.load_LE)

@@ -1,0 +1,41 @@
+"""Long answers that are learned and never examined: they teach a hundred tokens where an answer teaches six.
+
+Two kinds: what stands in a picture, written down; and where things stand, a line for each with thousandths of
+the picture's width and height. The second came when reading was learned and finding was not: zoom boxes and
+points were wrong although every word was read (README, Decisions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from model.nano.data.scene import Exchange, Mark
+from model.nano.tools import COORDINATES
+
+MOST_CHARACTERS = 120  # of a drill: a row of training is not longer
+
+
+def written(lines_of_text: Sequence[str]) -> Exchange:
+    """Write down as many lines from the top as fit into an answer."""
+    kept = fitting(lines_of_text)
+    question = f"Write down the first {len(kept)} lines." if len(kept) > 1 else "Write down the first line."
+    return Exchange(question, "\n".join(kept), steps=f"These are {len(kept)} lines")
+
+
+def places(question: str, named: Iterable[tuple[str, Mark]], size: tuple[int, int]) -> Exchange:
+    """Where each of the marks is: name, across, down."""
+    across, down = COORDINATES / size[0], COORDINATES / size[1]
+    lines = [f"{name} {round(mark.x * across)} {round(mark.y * down)}" for name, mark in named]
+    kept = fitting(lines)
+    return Exchange(question, "\n".join(kept), steps=f"There are {len(kept)} places")
+
+
+def fitting(lines: Sequence[str]) -> list[str]:
+    """The first lines, at least one, that together are no longer than a drill may be."""
+    kept, length = list[str](), 0
+    for line in lines:
+        length += len(line)
+        if kept and length > MOST_CHARACTERS:
+            break
+        kept.append(line)
+    return kept

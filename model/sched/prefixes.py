@@ -94,7 +94,7 @@ class PrefixCache:
         sliding_blocks: list[int],
         num_freed: int,
     ) -> None:
-        """Keep the first `num_tokens` of a sequence that holds these blocks; unless a block is missing."""
+        """Keep the whole blocks of the first `num_tokens` of a sequence, unless it has let go of one."""
         num_full = num_tokens // self._block_size
         first = first_window_block(num_full * self._block_size, self._window, self._block_size)
         if num_full == 0 or first < num_freed or num_full > len(names):

@@ -101,3 +101,15 @@ def test_a_chain_grows_with_the_answer_as_if_it_had_been_the_prompt():
     longer = Request(RequestKey("t", "r"), (*range(6), 40, 41, 42, 43, 44), SamplingParams(max_tokens=9))
     whole.extend(longer, [], 11)
     assert chain.names == whole.names
+
+
+def test_books_stay_small_whatever_comes():
+    bench = bench_of(num_full_blocks=64, num_sliding_blocks=64)
+    for index in range(300):
+        bench.scheduler.add(make_request(f"r{index}", 10 + index % 50, 4))
+        bench.drain()
+    prefixes = bench.scheduler._spaces[0].prefixes
+    assert prefixes is not None
+    assert 0 < len(prefixes) <= 64
+    assert sum(prefixes._num_by_length.values()) == len(prefixes)
+    bench.assert_idle()

@@ -57,7 +57,7 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 	say "done: $(BIN)/fluyt --help"
 
-# Starts a local Ray, asks the default model about deploy/demo/receipt.png, leaves nothing running.
+# Starts a local Ray, asks the default model about the pictures of deploy/demo, leaves nothing running.
 demo: $(STAMP)
 	@exec $(BIN)/python -m cluster.demo
 

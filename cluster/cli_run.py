@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from model.nano import ABOUT
 from model.options import EngineOptions
 from model.sampling import SamplingOptions
 from model.text.chat_json import question, read_conversation
+from model.text.form import FREE, Form
+from model.text.form_json import read_bias, read_form
 from model.text.images import ImageInput
 from model.text.output import OutputEvent
 from model.text.prompt import PreparedPrompt, PromptBuilder, check_ids
@@ -25,6 +27,7 @@ from model.types import Channel
 from model.weights import Checkpoint, open_checkpoint
 
 _CONVERSATION_KEYS = ("messages", "tools", "reasoning_effort", "add_generation_prompt")
+_FORM_KEYS = ("response_format", "tool_choice")
 _SAMPLING_KEYS = tuple(field.name for field in fields(SamplingOptions))
 
 
@@ -34,6 +37,8 @@ class Task:
 
     prompt: PreparedPrompt
     sampling: SamplingOptions
+    form: Form = FREE
+    where: str = ""  # the line it came from, for errors
 
 
 def run(
@@ -57,9 +62,23 @@ def _answer(
     server: LocalServer, tasks: Sequence[Task], builder: PromptBuilder | None, *, streams: bool
 ) -> list[Answer]:
     on_event = _print_event if streams else None
-    answers = [server.submit(task.prompt, task.sampling, builder, on_event) for task in tasks]
+    answers = [_submit(server, task, builder, on_event) for task in tasks]
     server.run()
     return answers
+
+
+def _submit(
+    server: LocalServer,
+    task: Task,
+    builder: PromptBuilder | None,
+    on_event: Callable[[OutputEvent], None] | None,
+) -> Answer:
+    try:
+        return server.submit(task.prompt, task.sampling, builder, on_event, task.form)
+    except InvalidRequest as error:
+        if not task.where:
+            raise
+        raise InvalidRequest(f"{task.where}: {error.field}", error.description) from error
 
 
 def _print_event(event: OutputEvent) -> None:
@@ -123,7 +142,7 @@ def read_tasks(
 def _read_line(
     line: str, where: str, sampling: Sampling, checkpoint: Checkpoint, builder: PromptBuilder | None
 ) -> Task:
-    """{"text" | "prompt_ids" | "messages", ...; "images": [paths]; sampling fields}; flags are defaults."""
+    """{"text" | "prompt_ids" | "messages", ...; "images": [paths]; form; sampling}; flags are defaults."""
     try:
         request = _read_object(line)
         images = read_images([Path(path) for path in request.get("images", ())])
@@ -131,8 +150,11 @@ def _read_line(
         for name in ("stop", "stop_token_ids"):
             if isinstance(chosen.get(name), list):
                 chosen[name] = tuple(chosen[name])
+        if chosen.get("logit_bias") is not None:
+            chosen["logit_bias"] = read_bias(chosen["logit_bias"], "logit_bias")
         options = SamplingOptions(**{**sampling.given(), **chosen})
-        return Task(_read_prompt(request, images, checkpoint, builder), options)
+        prompt = _read_prompt(request, images, checkpoint, builder)
+        return Task(prompt, options, read_form(request), where)
     except json.JSONDecodeError as error:
         raise InvalidRequest(where, f"not JSON ({error})") from None
     except InvalidRequest as error:
@@ -143,7 +165,7 @@ def _read_object(line: str) -> dict[str, Any]:
     request = json.loads(line)
     if not isinstance(request, dict):
         raise InvalidRequest("request", f"expected an object, found {line[:40]!r}")
-    known = {"text", "prompt_ids", "images", *_CONVERSATION_KEYS, *_SAMPLING_KEYS}
+    known = {"text", "prompt_ids", "images", *_CONVERSATION_KEYS, *_FORM_KEYS, *_SAMPLING_KEYS}
     if unknown := sorted(set(request) - known):
         raise InvalidRequest(unknown[0], f"unknown; known: {', '.join(sorted(known))}")
     return request
@@ -168,7 +190,7 @@ def _read_prompt(
 def _from_ids(
     ids: Sequence[int], images: Sequence[ImageInput], checkpoint: Checkpoint, builder: PromptBuilder | None
 ) -> PreparedPrompt:
-    if images:
+    if images or builder is not None:  # which knows whether the ids end in thinking
         return need(builder, checkpoint).from_ids(ids, images)
     return check_ids(ids, checkpoint.config.text.vocab_size)
 

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
 from model.errors import InvalidRequest, Unsupported
+from model.grammar import Grammar
 from model.sampling import SamplingOptions
 from model.text.chat import IMAGE_PLACE, ChatMessage, ContentPart, Conversation, ToolCall
+from model.text.form import Form
 from model.text.images import ImageInput
 from model.text.output import OutputEvent, OutputStream
 from model.text.prompt import PreparedPrompt
@@ -177,6 +179,7 @@ def sampling_options(options: pb.SamplingOptions) -> SamplingOptions:
             "ignore_eos",
             "mtp",
             "num_logprobs",
+            "max_think_tokens",
         )
         if options.HasField(name)  # type: ignore[arg-type, unused-ignore]
     }
@@ -184,7 +187,21 @@ def sampling_options(options: pb.SamplingOptions) -> SamplingOptions:
         known["stop"] = tuple(options.stop)
     if options.stop_token_ids:
         known["stop_token_ids"] = tuple(options.stop_token_ids)
+    if options.logit_bias:
+        known["logit_bias"] = tuple(options.logit_bias.items())
     return SamplingOptions(**known)
+
+
+def form(request: pb.GenerateRequest) -> Form:
+    """What the answer shall be. Raises InvalidRequest."""
+    if not request.HasField("response_format"):
+        return Form(None, request.tool_choice)
+    asked = request.response_format
+    kind = asked.WhichOneof("format")
+    if kind is None:
+        raise InvalidRequest("response_format", "none of json_schema, regex, ebnf, choice is set")
+    grammar = Grammar.choice(asked.choice.texts) if kind == "choice" else Grammar(kind, getattr(asked, kind))
+    return Form(grammar, request.tool_choice)
 
 
 def tokenized(prompt: PreparedPrompt) -> pb.TokenizeResponse:

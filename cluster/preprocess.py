@@ -20,6 +20,8 @@ from cluster.image_store import ImageStore
 from model.config import read_config
 from model.errors import InvalidRequest
 from model.sampling import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS, GenerationDefaults, resolve
+from model.text.form import with_form
+from model.text.grammars import Grammars
 from model.text.images import ImageLimits, PlannedImage, TiledImage
 from model.text.prompt import PreparedPrompt, PromptBuilder
 from model.text.tokenizer import Tokenizer
@@ -45,9 +47,16 @@ class TextStage:
     """Prompts of one model. Methods may be called from one event loop; `close` ends the threads."""
 
     def __init__(
-        self, builder: PromptBuilder, defaults: GenerationDefaults, *, vocab_size: int, context_len: int
+        self,
+        builder: PromptBuilder,
+        defaults: GenerationDefaults,
+        grammars: Grammars,
+        *,
+        vocab_size: int,
+        context_len: int,
     ) -> None:
         self._builder = builder
+        self._grammars = grammars
         self._defaults = defaults
         self._vocab_size = vocab_size
         self._context_len = context_len
@@ -65,7 +74,11 @@ class TextStage:
             directory, vocab_size=vocab_size, limits=limits, has_vision=config.vision is not None
         )
         return cls(
-            builder, GenerationDefaults.load(directory), vocab_size=vocab_size, context_len=context_len
+            builder,
+            GenerationDefaults.load(directory),
+            Grammars(directory, vocab_size),
+            vocab_size=vocab_size,
+            context_len=context_len,
         )
 
     @property
@@ -89,7 +102,8 @@ class TextStage:
                 seed=secrets.randbits(63),
                 vocab_size=self._vocab_size,
             )
-            return PreparedRequest(prompt, sampling)
+            form = convert.form(message)
+            return PreparedRequest(prompt, with_form(sampling, form, prompt, self._grammars))
 
         return await self._in_thread(work)
 

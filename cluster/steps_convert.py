@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from model.errors import (
     AlreadyExists,
     Cancelled,
@@ -15,6 +17,7 @@ from model.errors import (
     Unavailable,
     Unsupported,
 )
+from model.grammar import Grammar, Kind
 from model.sched.step import (
     AdmittedSequence,
     BlockCopy,
@@ -55,6 +58,7 @@ _REASON_TO_PROTO = {
     FinishReason.ABORTED: pb.FINISH_REASON_ABORTED,
 }
 _REASON_FROM_PROTO = {value: reason for reason, value in _REASON_TO_PROTO.items()}
+_KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 _USAGE_FIELDS = tuple(Usage.__dataclass_fields__)
 
 
@@ -92,6 +96,7 @@ def error_from_proto(message: steps.SequenceError) -> FluytError:
 
 def sampling_to_proto(params: SamplingParams) -> steps.SequenceSampling:
     """Complete parameters, field by field."""
+    grammar = params.grammar
     return steps.SequenceSampling(
         max_tokens=params.max_tokens,
         seed=params.seed,
@@ -108,6 +113,11 @@ def sampling_to_proto(params: SamplingParams) -> steps.SequenceSampling:
         eos_token_ids=params.eos_token_ids,
         num_logprobs=params.num_logprobs,
         mtp=params.mtp,
+        starts_in_thinking=params.starts_in_thinking,
+        max_think_tokens=params.max_think_tokens,
+        think_end_id=params.think_end_id,
+        logit_bias=dict(params.logit_bias),
+        grammar=None if grammar is None else steps.SequenceGrammar(kind=grammar.kind, source=grammar.source),
     )
 
 
@@ -129,7 +139,16 @@ def sampling_from_proto(message: steps.SequenceSampling) -> SamplingParams:
         eos_token_ids=tuple(message.eos_token_ids),
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
         mtp=message.mtp,
+        starts_in_thinking=message.starts_in_thinking,
+        max_think_tokens=message.max_think_tokens if message.HasField("max_think_tokens") else None,
+        think_end_id=message.think_end_id if message.HasField("think_end_id") else None,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
     )
+
+
+def _grammar_from_proto(message: steps.SequenceGrammar) -> Grammar:
+    return Grammar(_KINDS[message.kind], message.source)
 
 
 def _image_to_proto(span: ImageSpan) -> steps.SequenceImage:
@@ -314,6 +333,7 @@ def outputs_to_proto(result: RankResult) -> steps.RankOutputs:
                 seq_id=output.seq_id,
                 token_ids=output.token_ids,
                 logprobs=[_logprob_to_proto(logprob) for logprob in output.logprobs],
+                failure=output.failure,
             )
             for output in result.outputs
         ]
@@ -337,6 +357,7 @@ def _outputs_from_proto(message: steps.RankOutputs) -> RankResult:
                 output.seq_id,
                 tuple(output.token_ids),
                 tuple(_logprob_from_proto(logprob) for logprob in output.logprobs),
+                output.failure,
             )
             for output in message.outputs
         )

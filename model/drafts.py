@@ -20,6 +20,7 @@ import torch.nn.functional as F  # noqa: N812
 from model.batch import GroupBatch, on_device
 from model.batching import Span, group_batch, image_rows
 from model.live import LiveSequence
+from model.masks import MaskWorker
 from model.net.decoder import Decoder
 from model.net.mtp import MTP, MTPLayer
 from model.sampler import sample
@@ -34,6 +35,7 @@ class Drafter:
         self._pools = pools
         self._window = decoder.text.window
         self._rope = decoder.ropes["sliding"]
+        self._masks = MaskWorker()
 
     def keep(self, seq: LiveSequence, rows_RH: torch.Tensor, start: int) -> None:
         """Take the decoder's rows (before its final norm) of positions that hold known tokens.
@@ -56,10 +58,14 @@ class Drafter:
         for seq in seqs:
             seq.drafts = []
         for index, (layer, pool) in enumerate(zip(self._layers, self._pools, strict=True)):
+            rows = [seq.row.ahead(seq.drafts) for seq in seqs]
+            masked = self._masks.begin(rows)
             embedded_RH = self._embed(seqs, spans, 1 + index, embeddings)
             hidden_RH = _run(layer, layer.join(embedded_RH, hidden_RH), cos_sin, pool, group)
-            rows = [seq.row.ahead(seq.drafts) for seq in seqs]
-            for seq, (token_id, _) in zip(seqs, sample(layer.logits(hidden_RH[last_B]), rows), strict=True):
+            logits_BV = layer.logits(hidden_RH[last_B])
+            if masked is not None:
+                masked.result()
+            for seq, (token_id, _) in zip(seqs, sample(logits_BV, rows), strict=True):
                 seq.drafts.append(token_id)
         for seq, span in zip(seqs, spans, strict=True):
             rows_RH = kept_RH[span.first_row : span.first_row + span.num_tokens]

@@ -25,6 +25,11 @@ class Grammar:
     kind: Kind
     source: str
 
+    @property
+    def is_of_tools(self) -> bool:
+        """True if the tools of the request are what it follows."""
+        return self.kind in ("tools", "tools_forced")
+
     @classmethod
     def json_schema(cls, schema: Mapping[str, Any] | bool) -> Grammar:
         """An answer in JSON that a schema describes. The order of keys is part of it."""

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.masks import TokenMasks
 from model.sampler import SampleRow
 from model.sched.step import AdmittedSequence, SequenceWork
 from model.types import ImageSpan
@@ -99,10 +100,12 @@ class LiveSequence:
     draft_state: DraftState = field(default_factory=DraftState)
 
     @classmethod
-    def admit(cls, admitted: AdmittedSequence, block_size: int) -> LiveSequence:
+    def admit(
+        cls, admitted: AdmittedSequence, block_size: int, masks: TokenMasks | None = None
+    ) -> LiveSequence:
         """Before its first work."""
         prompt = admitted.prompt_ids
-        row = SampleRow(admitted.sampling, prompt, [])
+        row = SampleRow(admitted.sampling, prompt, [], masks=masks)
         return cls(admitted.images, list(prompt), row, SlotTable(block_size), SlotTable(block_size))
 
     def extend(self, token_ids: tuple[int, ...]) -> None:

@@ -24,6 +24,8 @@ from model.runner import LocalRunner, default_device, make_rank, rank_maker
 from model.sampling import GenerationDefaults, SamplingOptions, resolve
 from model.sched.config import Load, SchedulerConfig
 from model.sched.scheduler import Scheduler
+from model.text.form import FREE, Form, with_form
+from model.text.grammars import Grammars
 from model.text.output import OutputEvent, OutputStream
 from model.text.prompt import PreparedPrompt, PromptBuilder
 from model.text.tools import CallPiece, join
@@ -82,6 +84,7 @@ class LocalServer:
         self._numbers = itertools.count()
         self._defaults = GenerationDefaults.load(checkpoint.directory)
         self._vision: VisionTower | None = None
+        self._grammars = Grammars(checkpoint.directory, checkpoint.config.text.vocab_size)
 
     def submit(
         self,
@@ -89,6 +92,7 @@ class LocalServer:
         options: SamplingOptions,
         builder: PromptBuilder | None,
         on_event: Callable[[OutputEvent], None] | None = None,
+        form: Form = FREE,
     ) -> Answer:
         """Queue a prompt; `run` fills the answer. Raises InvalidRequest before anything is queued."""
         sampling = resolve(
@@ -98,7 +102,9 @@ class LocalServer:
             context_len=self.sizes.context_len,
             capacity_tokens=self.sizes.capacity_tokens,
             seed=secrets.randbits(63),
+            vocab_size=self.checkpoint.config.text.vocab_size,
         )
+        sampling = with_form(sampling, form, prompt, self._grammars)
         key = RequestKey(TENANT, str(next(self._numbers)))
         # Embedding keys are a request's own: the rank forgets them with it.
         spans = tuple(replace(span, key=f"{key.request_id}/{span.key}") for span in prompt.spans)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
 
 import torch
@@ -19,12 +21,15 @@ from model.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
 from model.drafts import Drafter
 from model.kernels.memory import keep_freed_memory
 from model.live import LiveSequence
+from model.masks import MaskWorker, TokenMasks
 from model.net.decoder import Decoder
 from model.net.kv import KVCache
 from model.options import EngineOptions, scheduler_config
 from model.placement import ExpertMap
-from model.sampler import sample
+from model.sampler import SampleRow, sample
 from model.sched.step import RankResult, SequenceOutput, SequenceWork, Step, StepResult
+from model.text.grammars import Grammars
+from model.types import TokenLogprob
 from model.weights import load_decoder, load_mtp, open_checkpoint
 
 
@@ -38,12 +43,15 @@ class RankRunner:
         dispatcher: Dispatcher,
         rank: int,
         drafter: Drafter | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self._decoder = decoder
         self._drafter = drafter
         self._cache = cache
         self._dispatcher = dispatcher
         self._rank = rank
+        self._grammars = grammars
+        self._masks = MaskWorker()
         self._live: dict[int, LiveSequence] = {}
         self._embeddings: dict[str, torch.Tensor] = {}
 
@@ -70,7 +78,8 @@ class RankRunner:
             layers = [layer.index for layer in every if layer.attention == copy.group]
             self._cache.copy_block(tuple(layers), copy.source, copy.target)
         for admitted in share.admitted:
-            self._live[admitted.seq_id] = LiveSequence.admit(admitted, self._cache.block_size)
+            masks = TokenMasks.of(admitted.sampling, self._grammars)
+            self._live[admitted.seq_id] = LiveSequence.admit(admitted, self._cache.block_size, masks)
         works = [(self._live[work.seq_id], work) for work in share.work]
         for seq, work in works:
             seq.extend_tables(work)
@@ -80,31 +89,18 @@ class RankRunner:
             self._drafter.draft(drafting, self._embeddings)
         batch = build_batch(works, self._decoder.text.window, self._embeddings).to(self._cache.device)
         self._dispatcher.begin_step(tuple(rank.num_tokens for rank in step.ranks))
+        sampling = [(seq, work) for seq, work in works if work.samples]
+        rows = _rows(sampling)
+        masked = self._masks.begin(rows)
         logits_SV, x_TH = self._decoder(batch, self._cache, self._dispatcher)
         starts = [seq.start_of(work) for seq, work in works]
-        outputs = self._sample(logits_SV, [(seq, work) for seq, work in works if work.samples])
+        if masked is not None:
+            masked.result()
+        outputs = _outputs(sampling, rows, sample(logits_SV, rows))
         self._keep_rows(x_TH, works, starts)
         for seq_id in share.dropped:
             self._forget(seq_id)
         return RankResult(outputs)
-
-    def _sample(
-        self, logits_SV: torch.Tensor, works: list[tuple[LiveSequence, SequenceWork]]
-    ) -> tuple[SequenceOutput, ...]:
-        """A token for each sequence, and one more for every draft that turns out to be that token."""
-        rows = [
-            seq.row.ahead(seq.drafts[:index]) for seq, work in works for index in range(work.num_drafts + 1)
-        ]
-        sampled = iter(sample(logits_SV, rows))
-        outputs = []
-        for seq, work in works:
-            tokens = [next(sampled) for _ in range(work.num_drafts + 1)]
-            num_gained = 1 + _num_held(seq.drafts[: work.num_drafts], [token for token, _ in tokens])
-            token_ids = tuple(token for token, _ in tokens[:num_gained])
-            logprobs = tuple(logprob for _, logprob in tokens[:num_gained] if logprob is not None)
-            seq.extend(token_ids)
-            outputs.append(SequenceOutput(work.seq_id, token_ids, logprobs))
-        return tuple(outputs)
 
     def _keep_rows(
         self, x_TH: torch.Tensor, works: list[tuple[LiveSequence, SequenceWork]], starts: list[int]
@@ -123,6 +119,31 @@ class RankRunner:
         seq = self._live.pop(seq_id, None)
         for span in seq.images if seq is not None else ():
             self._embeddings.pop(span.key, None)
+
+
+def _rows(works: Sequence[tuple[LiveSequence, SequenceWork]]) -> list[SampleRow]:
+    """A row for the next token of each sequence, and one behind every draft."""
+    return [seq.row.ahead(seq.drafts[:index]) for seq, work in works for index in range(work.num_drafts + 1)]
+
+
+def _outputs(
+    works: Sequence[tuple[LiveSequence, SequenceWork]],
+    rows: Sequence[SampleRow],
+    tokens: Sequence[tuple[int, TokenLogprob | None]],
+) -> tuple[SequenceOutput, ...]:
+    """A token for each sequence, and one more for every draft that turns out to be that token."""
+    sampled = zip(rows, tokens, strict=True)
+    outputs = []
+    for seq, work in works:
+        own = list(islice(sampled, work.num_drafts + 1))
+        num_gained = 1 + _num_held(seq.drafts[: work.num_drafts], [token for _, (token, _) in own])
+        gained = [token for _, token in takewhile(lambda pair: pair[0].is_judged, own[:num_gained])]
+        token_ids = tuple(token for token, _ in gained)
+        logprobs = tuple(logprob for _, logprob in gained if logprob is not None)
+        failure = "" if seq.row.masks is None else seq.row.masks.failure
+        seq.extend(token_ids)
+        outputs.append(SequenceOutput(work.seq_id, token_ids, logprobs, failure))
+    return tuple(outputs)
 
 
 def _num_held(drafts: list[int], token_ids: list[int]) -> int:
@@ -152,7 +173,8 @@ def make_rank(
         drafter = Drafter(mtp, decoder, cache.pools[len(text.layers) :])
     keep_freed_memory()  # after loading: what that frees goes back
     dispatcher = LocalDispatcher(experts) if group is None else AllToAllDispatcher(group, experts)
-    return RankRunner(decoder, cache, dispatcher, rank, drafter)
+    grammars = Grammars(directory, text.vocab_size)
+    return RankRunner(decoder, cache, dispatcher, rank, drafter, grammars)
 
 
 def default_device() -> torch.device:

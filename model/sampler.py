@@ -1,8 +1,8 @@
 """Logits to tokens: the same token alone or in any batch, and after any rebuild of the sequence.
 
-B rows, S of them sampled, V vocabulary. Order: penalties, end tokens masked until min_tokens,
-temperature, top-k, top-p, min-p; then token n is the argmax of logits / T + Gumbel(seed, n, id)
-over what is left, which follows the softmax (Gumbel-max). Among equals the lowest id wins.
+B rows, S of them sampled, V vocabulary, W words of 32 tokens. Order: penalties, bias, grammar, end tokens
+masked until min_tokens, temperature, top-k, top-p, min-p; then token n is the argmax of logits / T +
+Gumbel(seed, n, id) over what is left, which follows the softmax (Gumbel-max). Of equals the lowest id wins.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from model.masks import TokenMasks
+from model.text.grammar_masks import Mask, clear_bits
 from model.types import SamplingParams, TokenLogprob
 
 # Elements of a [S, V] float64 tensor worked on at once (16 MiB): a dozen such are alive together.
 CHUNK_ELEMENTS = 2**21
 # How many of the most probable tokens are looked at before all are sorted: few nuclei are wider.
 NUCLEUS_WIDTHS = (64, 1024)
+_BITS = tuple(1 << bit for bit in range(8))
 # One sample per request so far; its place in the noise is fixed so that more can come.
 SAMPLE_INDEX = 0
 
@@ -40,6 +44,7 @@ class SampleRow:
     prompt_ids: Sequence[int]
     output_ids: list[int]
     drafts: tuple[int, ...] = ()  # taken for output, too: the row as it is if they all hold
+    masks: TokenMasks | None = field(default=None, repr=False)
     _before: SampleRow | None = field(default=None, repr=False)  # the row without drafts
     _seen_V: Tensor | None = field(default=None, repr=False)  # bool: in prompt or output
     _counts_V: Tensor | None = field(default=None, repr=False)  # float64: times in output
@@ -54,7 +59,7 @@ class SampleRow:
         """The row after these drafts; sees what `output_ids` are when it is used."""
         if not drafts:
             return self
-        return SampleRow(self.sampling, self.prompt_ids, self.output_ids, tuple(drafts), self)
+        return SampleRow(self.sampling, self.prompt_ids, self.output_ids, tuple(drafts), self.masks, self)
 
     @property
     def has_penalties(self) -> bool:
@@ -62,13 +67,28 @@ class SampleRow:
         params = self.sampling
         return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
+    def allowed_W(self) -> Mask | None:  # noqa: N802
+        """Tokens that may come, as bits; None: any."""
+        return None if self.masks is None else self.masks.after(self.output_ids, self.drafts)
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the token of this row may be taken, if its drafts hold."""
+        return self.masks is None or self.masks.judges(self.output_ids, self.drafts)
+
     @property
     def masked_ids(self) -> tuple[int, ...]:
-        """Tokens that may not come yet because they would end the sequence."""
+        """Tokens that may not come yet because they would end the sequence; none where only they may come."""
         params = self.sampling
         if self.num_output >= params.min_tokens:
             return ()
-        return params.eos_token_ids + params.stop_token_ids
+        ends = params.eos_token_ids + params.stop_token_ids
+        allowed_W = self.allowed_W()
+        if allowed_W is not None:
+            left_W = allowed_W.copy()
+            clear_bits(left_W, ends)
+            return ends if left_W.any() else ()
+        return ends
 
     def token_counts(self, vocab_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """(seen_V, counts_V), brought up to date by the tokens that came since the last call."""
@@ -119,14 +139,29 @@ def _apply_penalties(logits_BV: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     vocab_size = logits_BV.shape[1]
     penalised = [i for i, row in enumerate(rows) if row.has_penalties]
     masked = [(i, token) for i, row in enumerate(rows) for token in row.masked_ids if token < vocab_size]
-    if not penalised and not masked:
+    biased = [(i, pair) for i, row in enumerate(rows) for pair in row.sampling.logit_bias]
+    allowed = {i: mask_W for i, row in enumerate(rows) if (mask_W := row.allowed_W()) is not None}
+    if not penalised and not biased and not masked and not allowed:
         return logits_BV
     changed_BV = logits_BV.clone()
     if penalised:
         changed_BV[penalised] = _penalised(logits_BV[penalised], [rows[i] for i in penalised]).to(logits_BV)
+    if biased:
+        bias_N = torch.tensor([bias for _, (_, bias) in biased]).to(logits_BV)
+        changed_BV[[i for i, _ in biased], [token for _, (token, _) in biased]] += bias_N
+    if allowed:
+        allowed_MV = _unpacked(list(allowed.values()), vocab_size, logits_BV.device)
+        changed_BV[list(allowed)] = changed_BV[list(allowed)].masked_fill_(~allowed_MV, -torch.inf)
     if masked:
         changed_BV[[i for i, _ in masked], [token for _, token in masked]] = -torch.inf
     return changed_BV
+
+
+def _unpacked(masks: Sequence[Mask], vocab_size: int, device: torch.device) -> Tensor:
+    """[M, V] bool: bits cross to the device, a thirty-second of the logits."""
+    bytes_MN = torch.from_numpy(np.stack(masks).view(np.uint8)).to(device)
+    bits_MN8 = bytes_MN.unsqueeze(2).bitwise_and(torch.tensor(_BITS, dtype=torch.uint8, device=device))
+    return bits_MN8.bool().flatten(1)[:, :vocab_size]
 
 
 def _penalised(logits_SV: Tensor, rows: Sequence[SampleRow]) -> Tensor:
@@ -184,13 +219,14 @@ def _draw_of_first(scaled_SV: Tensor, rows: Sequence[SampleRow], width: int) -> 
     if width == scaled_SV.shape[1]:
         return list(token_ids)
     # The last token kept must be above the border, where equals may lie on either side; and what top-k
-    # leaves must be in sight, for top-p counts it.
+    # leaves must be in sight, for top-p counts it. Behind a masked token there are only others.
     last_S = top_SW.gather(1, num_kept_S.unsqueeze(1) - 1).squeeze(1)
     above: list[bool] = (last_S > top_SW[:, -1]).tolist()
+    whole: list[bool] = top_SW[:, -1].isneginf().tolist()
     in_sight = [not width < row.sampling.top_k < scaled_SV.shape[1] for row in rows]
     return [
-        token_id if is_above and is_in_sight else None
-        for token_id, is_above, is_in_sight in zip(token_ids, above, in_sight, strict=True)
+        token_id if is_whole or (is_above and is_in_sight) else None
+        for token_id, is_whole, is_above, is_in_sight in zip(token_ids, whole, above, in_sight, strict=True)
     ]
 
 

@@ -25,6 +25,9 @@ MIN_TEMPERATURE = 1e-4
 MAX_PENALTY = 2.0
 MAX_REPETITION_PENALTY = 10.0
 MAX_SEED = 2**64 - 1
+# Range and number of the OpenAI interface.
+MAX_LOGIT_BIAS = 100.0
+MAX_LOGIT_BIASES = 300
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class SamplingOptions:
     stop_token_ids: tuple[int, ...] | None = None
     num_logprobs: int | None = None
     ignore_eos: bool | None = None
+    max_think_tokens: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] | None = None  # (token id, bias), every id once
     mtp: bool | None = None  # verify drafts for this request: the same tokens, sooner or later
 
 
@@ -138,6 +143,8 @@ def resolve(
         eos_token_ids=() if options.ignore_eos else defaults.eos_token_ids,
         num_logprobs=options.num_logprobs,
         mtp=options.mtp is not False,
+        max_think_tokens=options.max_think_tokens,
+        logit_bias=tuple(sorted({i: float(bias) for i, bias in options.logit_bias or ()}.items())),
     )
 
 
@@ -188,8 +195,10 @@ def _check(options: SamplingOptions, vocab_size: int | None = None) -> None:
     _check_number("presence_penalty", options.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
     _check_number("frequency_penalty", options.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
     _check_int("min_tokens", options.min_tokens, 0)
+    _check_int("max_think_tokens", options.max_think_tokens, 0)
     _check_int("num_logprobs", options.num_logprobs, 0, MAX_LOGPROBS)
     _check_stop(options, vocab_size)
+    _check_bias(options.logit_bias or (), vocab_size)
 
 
 def _check_stop(options: SamplingOptions, vocab_size: int | None) -> None:
@@ -212,6 +221,15 @@ def _check_stop(options: SamplingOptions, vocab_size: int | None) -> None:
     )
     for i, token_id in enumerate(ids):
         _check_int(f"stop_token_ids[{i}]", token_id, 0, None if vocab_size is None else vocab_size - 1)
+
+
+def _check_bias(biases: tuple[tuple[int, float], ...], vocab_size: int | None) -> None:
+    _require(
+        len(biases) <= MAX_LOGIT_BIASES, "logit_bias", f"{len(biases)} entries; at most {MAX_LOGIT_BIASES}"
+    )
+    for token_id, bias in biases:
+        _check_int("logit_bias", token_id, 0, None if vocab_size is None else vocab_size - 1)
+        _check_number(f"logit_bias[{token_id}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
 
 
 def _check_int(field: str, value: Any, low: int, high: int | None = None) -> None:

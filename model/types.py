@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from model.grammar import Grammar
+
 
 class FinishReason(str, Enum):
     """Why a sequence ended; the names are those of the wire."""
@@ -58,6 +60,11 @@ class SamplingParams:
     eos_token_ids: tuple[int, ...] = ()
     num_logprobs: int | None = None
     mtp: bool = True  # drafts may be verified; the tokens are the same without
+    starts_in_thinking: bool = False  # the prompt leaves a <think> open
+    grammar: Grammar | None = None  # what the answer has to be, behind its thinking
+    max_think_tokens: int | None = None  # then `</think>` comes, if it has not come before
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit), ascending
+    think_end_id: int | None = None  # set where `max_think_tokens` is
 
 
 @dataclass(frozen=True)

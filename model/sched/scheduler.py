@@ -192,6 +192,9 @@ class Scheduler:
     ) -> Delta:
         num_gained = len(output.token_ids)
         assert 1 <= num_gained <= 1 + work.num_drafts, (output.seq_id, num_gained, work.num_drafts)
+        if output.failure:
+            error = InvalidRequest(_form_field(seq.request), output.failure)
+            return self._end(seq, Delta(seq.request.key, seq.num_output, error=error))
         self._count_drafts(seq, work.num_drafts, num_gained - 1)
         num_kept, reason = seq.cut(output.token_ids)
         delta = Delta(
@@ -378,6 +381,12 @@ class Scheduler:
         shortest_s, longest_s = _RETRY_RANGE_S
         wait_s = load.num_queued_tokens / self._tokens_per_s if self._tokens_per_s else shortest_s
         raise Overloaded(text, retry_after_s=min(max(wait_s, shortest_s), longest_s), subject=subject)
+
+
+def _form_field(request: Request) -> str:
+    """Where a caller says what the answer has to be."""
+    grammar = request.sampling.grammar
+    return "response_format" if grammar is None or not grammar.is_of_tools else "tools"
 
 
 def _borders(request: Request, block_size: int) -> tuple[int, ...]:

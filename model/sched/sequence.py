@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model.sched.drafting import Acceptance
+from model.sched.loops import LoopDetector
 from model.sched.prefixes import Chain
 from model.types import FinishReason, Request, Usage
 
@@ -48,6 +49,7 @@ class Sequence:
     started_s: float | None = None  # first planned
     first_token_s: float | None = None
     acceptance: Acceptance | None = None  # None: never drafts
+    loops: LoopDetector = field(default_factory=LoopDetector, repr=False)  # has seen what was committed
     num_drafted: int = 0  # of steps that have returned
     num_accepted: int = 0
 
@@ -90,7 +92,7 @@ class Sequence:
         self.sliding_blocks = []
 
     def cut(self, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
-        """How many of the tokens just gained count, and why the sequence ends with the last of these."""
+        """How many of the tokens just gained count, and why the sequence ends with the last. Asked once."""
         for index, token_id in enumerate(token_ids):
             reason = self.ending(token_id, self.num_output + index)
             if reason is not None:
@@ -109,11 +111,15 @@ class Sequence:
     def ending(self, token_id: int, num_before: int) -> FinishReason | None:
         """Why the sequence ends with this token, which follows `num_before`; None if it goes on."""
         sampling = self.request.sampling
-        if num_before >= sampling.min_tokens and (
-            token_id in sampling.eos_token_ids or token_id in sampling.stop_token_ids
-        ):
+        # Where a grammar allows nothing but an end, the end comes before `min_tokens`.
+        may_end = num_before >= sampling.min_tokens or sampling.grammar is not None
+        if may_end and (token_id in sampling.eos_token_ids or token_id in sampling.stop_token_ids):
             return FinishReason.STOP
-        return FinishReason.LENGTH if num_before + 1 >= sampling.max_tokens else None
+        # Who ignores ends wants every token.
+        is_loop = bool(sampling.eos_token_ids) and self.loops.push(token_id)
+        if num_before + 1 >= sampling.max_tokens:
+            return FinishReason.LENGTH
+        return FinishReason.LOOP if is_loop and num_before + 1 >= sampling.min_tokens else None
 
     def usage(self, now_s: float, num_completion: int) -> Usage:
         """Bill at `now_s`; wall time: queue until first planned, prefill until the first token, decode."""

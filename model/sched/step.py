@@ -96,11 +96,15 @@ class Step:
 
 @dataclass(frozen=True)
 class SequenceOutput:
-    """Tokens a sequence gained in a step, in order: the drafts that held, and one more."""
+    """Tokens a sequence gained in a step, in order: the drafts that held, and one more.
+
+    With `failure` the tokens mean nothing: the request ends with that text.
+    """
 
     seq_id: int
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprob, ...] = ()
+    failure: str = ""
 
 
 @dataclass(frozen=True)

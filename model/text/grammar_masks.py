@@ -24,6 +24,13 @@ def all_tokens(vocab_size: int) -> Mask:
     return mask_W
 
 
+def one_token(token_id: int, vocab_size: int) -> Mask:
+    """A single token of a vocabulary."""
+    mask_W = np.zeros((vocab_size + 31) // 32, dtype=np.uint32)
+    set_bits(mask_W, [token_id])
+    return mask_W
+
+
 def set_bits(mask_W: Mask, token_ids: Iterable[int]) -> None:
     """Add tokens."""
     for token_id in token_ids:

@@ -33,6 +33,7 @@ class PreparedPrompt:
     images: tuple[PlannedImage, ...] = ()
     text: str = ""
     starts_in_thinking: bool = False
+    think_end_id: int | None = None  # of the token that ends the thinking in which the answer begins
     tools: tuple[Mapping[str, Any], ...] = ()
     prefix_ends: tuple[int, ...] = ()  # behind system and tools, and behind all that was said
 
@@ -173,9 +174,8 @@ class PromptBuilder:
                 raise InvalidRequest(image.field, message)
             spans += image_spans(image.plan, image.key, start)
             position = start + len(block)
-        return PreparedPrompt(
-            prompt.prompt_ids, tuple(spans), planned, "", self._ends_in_thinking(prompt.prompt_ids)
-        )
+        made = PreparedPrompt(prompt.prompt_ids, tuple(spans), planned)
+        return self._with_thinking(made)
 
     def _assemble(
         self, pieces: Iterable[Piece], images: tuple[PlannedImage, ...], field: str
@@ -199,10 +199,8 @@ class PromptBuilder:
             ids += image_block(image.plan, ImageTokens.of(self.tokenizer))
         ids += self.tokenizer.encode_prompt(pieces[start:])
         text = "".join(piece.text for piece in pieces)
-        thinks = self._ends_in_thinking(ids)
-        return PreparedPrompt(
-            tuple(ids), tuple(spans), images, text, thinks, prefix_ends=self._prefix_ends(ids)
-        )
+        made = PreparedPrompt(tuple(ids), tuple(spans), images, text, prefix_ends=self._prefix_ends(ids))
+        return self._with_thinking(made)
 
     def _prefix_ends(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Where the second turn begins (the first says system and tools), and the one to be written.
@@ -226,12 +224,15 @@ class PromptBuilder:
         if num_images and not self._has_vision:
             raise InvalidRequest(field, f"{num_images} images, and this model has no vision tower")
 
-    def _ends_in_thinking(self, ids: Sequence[int]) -> bool:
-        """True if the prompt leaves a `<think>` open, so that the output begins as reasoning."""
+    def _with_thinking(self, prompt: PreparedPrompt) -> PreparedPrompt:
+        """The prompt, and whether it leaves a `<think>` open, so that the output begins as reasoning."""
         think, think_end = self.tokenizer.token_id("<think>"), self.tokenizer.token_id("</think>")
         turn = self.tokenizer.token_id("<|im_start|>")
-        last = next((token_id for token_id in reversed(ids) if token_id in (think, think_end, turn)), None)
-        return last is not None and last == think
+        marks = (token_id for token_id in reversed(prompt.prompt_ids) if token_id in (think, think_end, turn))
+        last = next(marks, None)
+        if last is None or last != think:
+            return prompt
+        return replace(prompt, starts_in_thinking=True, think_end_id=think_end)
 
 
 def _images_of(conversation: Conversation) -> tuple[list[ImageInput], list[str]]:

@@ -16,6 +16,7 @@ from model.options import EngineOptions, scheduler_config
 from model.placement import ExpertMap
 from model.runner import LocalRunner, RankRunner
 from model.sched.scheduler import Scheduler
+from model.text.grammars import Grammars
 from model.types import Delta, FinishReason, ImageSpan, Request, RequestKey, SamplingParams
 from model.weights import Checkpoint, load_decoder, load_mtp
 
@@ -59,7 +60,9 @@ def local_runner(
     if sizes.num_drafts:
         mtp = load_mtp(checkpoint, options.torch_dtype, device)
         drafter = Drafter(mtp, decoder, cache.pools[len(text.layers) :])
-    return LocalRunner(RankRunner(recording, cache, LocalDispatcher(experts), 0, drafter)), recording
+    grammars = Grammars(checkpoint.directory, text.vocab_size)
+    rank = RankRunner(recording, cache, LocalDispatcher(experts), 0, drafter, grammars)
+    return LocalRunner(rank), recording
 
 
 def run(

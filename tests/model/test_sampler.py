@@ -70,6 +70,8 @@ def reference_penalised(logits: Sequence[float], row: SampleRow) -> list[float]:
         )
     for token_id, count in counts.items():
         result[token_id] -= params.frequency_penalty * count + params.presence_penalty
+    for token_id, bias in params.logit_bias:
+        result[token_id] += bias
     if len(row.output_ids) < params.min_tokens:
         for token_id in params.eos_token_ids + params.stop_token_ids:
             result[token_id] = -math.inf
@@ -117,6 +119,7 @@ params_drawn = st.builds(
     presence_penalty=st.sampled_from([0.0, 0.8, -0.5]),
     frequency_penalty=st.sampled_from([0.0, 0.4, -0.3]),
     min_tokens=st.sampled_from([0, 5]),
+    logit_bias=st.sampled_from([(), ((3, 2.5),), ((0, -100.0), (11, 1.5), (39, 100.0))]),
     eos_token_ids=st.sampled_from([(), (3,), (3, 7)]),
     stop_token_ids=st.sampled_from([(), (11,)]),
 )

@@ -55,6 +55,14 @@ WRONG = {
     ),
     "no tokens": ({"max_tokens": 0}, "sampling.max_tokens", "0 is below 1"),
     "more tokens than the context": ({"max_tokens": 91}, "sampling.max_tokens", "91 is above 90"),
+    "negative budget of thinking": ({"max_think_tokens": -1}, "sampling.max_think_tokens", "-1 is below 0"),
+    "too much bias": ({"logit_bias": ((4, 100.5),)}, "sampling.logit_bias[4]", "100.5 is above 100"),
+    "bias of no token": ({"logit_bias": ((-1, 1.0),)}, "sampling.logit_bias", "-1 is below 0"),
+    "too many biases": (
+        {"logit_bias": tuple((i, 1.0) for i in range(301))},
+        "sampling.logit_bias",
+        "301 entries; at most 300",
+    ),
     "negative min_tokens": ({"min_tokens": -1}, "sampling.min_tokens", "-1 is below 0"),
     "min_tokens over max_tokens": (
         {"min_tokens": 6, "max_tokens": 5},

@@ -17,8 +17,10 @@ from cluster.frontdoor_server import ServerOptions
 from cluster.identity import IdentityConfig
 from cluster.preprocess import TextStage
 from model.errors import Unavailable
+from model.nano import default_checkpoint
 from model.sampling import GenerationDefaults
 from model.text.chat import Conversation
+from model.text.grammars import Grammars
 from model.text.prompt import PreparedPrompt, PromptBuilder
 from protos.fluyt.v1 import inference_pb2 as pb
 from protos.fluyt.v1 import inference_pb2_grpc
@@ -204,7 +206,9 @@ class BlockedBuilder(PromptBuilder):
 async def test_a_prompt_that_takes_long_to_prepare_holds_up_no_other_call() -> None:
     builder = BlockedBuilder(tokenizer(), None, vocab_size=1000)
     builder.go_on = threading.Event()
-    text = TextStage(builder, GenerationDefaults(), vocab_size=1000, context_len=1000)
+    text = TextStage(
+        builder, GenerationDefaults(), Grammars(default_checkpoint(), 1000), vocab_size=1000, context_len=1000
+    )
     ids = pb.GenerateRequest(token_ids=pb.TokenPrompt(ids=[40]), sampling=pb.SamplingOptions(max_tokens=3))
     async with front_door(text=text) as door:
         slow = asyncio.create_task(door.client.answer(ask()))

@@ -31,6 +31,7 @@ from model.errors import (
     Unavailable,
     Unsupported,
 )
+from model.grammar import Grammar
 from model.sched.step import (
     AdmittedSequence,
     BlockCopy,
@@ -67,8 +68,18 @@ spans = st.lists(
     ),
     max_size=3,
 ).map(tuple)
+grammars = st.builds(
+    Grammar, kind=st.sampled_from(["regex", "choice", "tools_forced"]), source=st.text(max_size=9)
+)
 sampling = st.builds(
     SamplingParams,
+    starts_in_thinking=st.booleans(),
+    grammar=st.none() | grammars,
+    max_think_tokens=st.none() | st.integers(0, 9),
+    logit_bias=st.dictionaries(st.integers(0, 99), numbers, max_size=3).map(
+        lambda biases: tuple(sorted(biases.items()))
+    ),
+    think_end_id=st.none() | st.integers(0, 9),
     max_tokens=st.integers(1, 2**31),
     seed=st.integers(0, 2**64 - 1),
     temperature=numbers,

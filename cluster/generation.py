@@ -137,7 +137,7 @@ class Generation:
         """
         try:
             prepared = await self._prepare(message)
-            await self._stream(prepared, message.task_id)
+            await self._stream(prepared, message.task_id, message.priority)
         finally:
             self._parts.embeddings.release(self._open.key)
 
@@ -174,7 +174,7 @@ class Generation:
             (rows_RH,) = await parts.encoder.encode([tiled])
         parts.embeddings.put(self._open.key, image.key, rows_RH)
 
-    async def _stream(self, prepared: PreparedRequest, task_id: str) -> None:
+    async def _stream(self, prepared: PreparedRequest, task_id: str, priority: int) -> None:
         parts, key = self._parts, self._open.key
         request = Request(
             key=key,
@@ -183,6 +183,7 @@ class Generation:
             images=prepared.prompt.spans,
             prefix_ends=prepared.prompt.prefix_ends,
             task_id=task_id,
+            priority=priority,
             embeddings_address=parts.embeddings_address,
         )
         started = convert.started_event(

@@ -171,6 +171,7 @@ def request_to_proto(request: Request, ticket: int, deadline_ms: int | None) -> 
         sampling=sampling_to_proto(request.sampling),
         images=[_image_to_proto(span) for span in request.images],
         task_id=request.task_id,
+        priority=request.priority,
         prefix_ends=request.prefix_ends,
         embeddings_address=request.embeddings_address,
         deadline_ms=deadline_ms,
@@ -185,6 +186,7 @@ def request_from_proto(message: steps.AddSequence) -> Request:
         sampling=sampling_from_proto(message.sampling),
         images=tuple(_image_from_proto(image) for image in message.images),
         task_id=message.task_id,
+        priority=message.priority,
         prefix_ends=tuple(message.prefix_ends),
         embeddings_address=message.embeddings_address,
     )

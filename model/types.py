@@ -93,6 +93,9 @@ class Request:
     sampling: SamplingParams
     images: tuple[ImageSpan, ...] = ()
     task_id: str = ""
+    priority: int = (
+        0  # higher goes first; one that is lower is passed by so many tokens of others and no more
+    )
     prefix_ends: tuple[int, ...] = ()  # positions of the prompt from which on other requests may differ
     # Where the owning rank fetches embeddings ("" = they are already in the runner's store).
     embeddings_address: str = ""

@@ -1,4 +1,4 @@
-"""How a step is put together: the running first, oldest first; then whoever waits, first come first served.
+"""How a step is put together: the running first, oldest first; then whoever waits, by turns.
 
 Prefill and decode are one thing: computed tokens catch up with known tokens. Within a space's
 `chunk_tokens` the sequences that decode have their token and their drafts reserved, prefill shares the rest.
@@ -19,7 +19,7 @@ class RankDraft:
         self.space = space
         self.num_preempted = 0
         self.work: list[SequenceWork] = []
-        self._admitted: list[AdmittedSequence] = []
+        self.admitted: list[AdmittedSequence] = []
         self._last_planned = last_planned
         self._now_s = now_s
         self._budget = space.config.chunk_tokens  # for prefill, once decodes and drafts are reserved
@@ -96,15 +96,15 @@ class RankDraft:
         return self._num_pending - self.space.num_spared(seq), len(self.space.running), self.space.index
 
     def next_queue(self, unplaced: WaitingQueue) -> WaitingQueue | None:
-        """The queue whose head came first: that of the space, or the one that any space serves."""
-        own, other = self.space.waiting.oldest, unplaced.oldest
+        """The queue whose head goes first: that of the space, or the one that any space serves."""
+        own, other = self.space.waiting.first, unplaced.first
         if own is None or other is None:
             return self.space.waiting if own else unplaced if other else None
-        return self.space.waiting if own.seq_id < other.seq_id else unplaced
+        return self.space.waiting if own.turn < other.turn else unplaced
 
     def admit(self, queue: WaitingQueue) -> bool:
         """Admit the head of `queue` with its first tokens; False if there is no room for it now."""
-        seq = queue.oldest
+        seq = queue.first
         assert seq is not None
         space = self.space
         # One preempted while drafts were in flight: how many tokens it has shows when they return.
@@ -146,7 +146,7 @@ class RankDraft:
             seq.is_admitted = True
             seq.started_s = self._now_s
             seq.num_cached = seq.num_computed
-            self._admitted.append(
+            self.admitted.append(
                 AdmittedSequence(seq.seq_id, request.prompt_ids, request.sampling, request.images)
             )
         self.work.append(self.space.take(seq, num_tokens))
@@ -154,11 +154,11 @@ class RankDraft:
     def finish(self) -> RankStep:
         """The finished share; takes along what the rank has to forget."""
         dropped, self.space.dropped = self.space.dropped, []
-        return RankStep(tuple(self._admitted), tuple(self.work), tuple(dropped))
+        return RankStep(tuple(self.admitted), tuple(self.work), tuple(dropped))
 
 
 def admit_waiting(drafts: list[RankDraft], unplaced: WaitingQueue) -> None:
-    """Fill the drafts from the queues, strictly by age: a head that finds no room is not overtaken."""
+    """Fill the drafts from the queues, strictly by turns: a head that finds no room is not overtaken."""
     if not unplaced and not any(draft.space.waiting for draft in drafts):
         return
     willing = [draft for draft in drafts if draft.open_for_admission()]
@@ -167,9 +167,9 @@ def admit_waiting(drafts: list[RankDraft], unplaced: WaitingQueue) -> None:
         least: tuple[int, int, int] | None = None
         for draft in willing:
             queue = draft.next_queue(unplaced)
-            if queue is None or queue.oldest is None:
+            if queue is None or queue.first is None:
                 continue
-            load = draft.load(queue.oldest)
+            load = draft.load(queue.first)
             if least is None or load < least:
                 chosen, least = (draft, queue), load
         if chosen is None:

@@ -54,6 +54,13 @@ class Chain:
             self.names.append(digest.digest())
 
 
+def borders(request: Request, block_size: int) -> tuple[int, ...]:
+    """Where a prompt is cut into prefixes: at what the caller named, and before its last token."""
+    ends = (*request.prefix_ends, len(request.prompt_ids) - 1)
+    borders = {end // block_size * block_size for end in ends if end < len(request.prompt_ids)}
+    return tuple(sorted(borders - {0}))
+
+
 def _pictures(images: tuple[ImageSpan, ...], block_size: int) -> dict[int, bytes]:
     """What of which picture stands where, by block."""
     found: dict[int, bytes] = {}

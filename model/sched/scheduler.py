@@ -16,10 +16,11 @@ from model.sched.blocks import num_blocks
 from model.sched.config import Load, Placement, SchedulerConfig
 from model.sched.drafting import Acceptance, DraftPolicy
 from model.sched.planning import RankDraft, admit_waiting
-from model.sched.prefixes import Chain
+from model.sched.prefixes import Chain, borders
 from model.sched.sequence import Phase, Sequence
 from model.sched.space import Space
 from model.sched.step import RankResult, RankStep, SequenceOutput, SequenceWork, Step, StepResult
+from model.sched.turns import Turns
 from model.sched.waiting import WaitingQueue
 from model.types import Delta, FinishReason, Request, RequestKey
 
@@ -41,6 +42,7 @@ class Scheduler:
         self._unbilled_us = 0
         self._tokens_per_s = 0.0  # of the gang, averaged over the last steps
         self._policy = DraftPolicy()
+        self._turns = Turns()
         self._num_verified = [0] * config.num_drafts
         self._num_held = [0] * config.num_drafts
         self._clear()
@@ -66,13 +68,14 @@ class Scheduler:
             raise AlreadyExists(f"request {request.key.request_id!r} is open")
         self._check_queue(request)
         phase = Phase.FETCHING if needs_images else Phase.WAITING
-        seq = Sequence(self._num_added, request, self._clock_s(), phase)
+        place = self._turns.place(request)
+        seq = Sequence(self._num_added, request, self._clock_s(), place, phase)
         if self.config.num_drafts and request.sampling.mtp:
             seq.acceptance = Acceptance([1.0] * self.config.num_drafts)
         if self.config.keeps_prefixes:
             seq.chain = Chain(self.config.block_size)
             seq.chain.extend(request, [], seq.num_prompt)
-            seq.borders = _borders(request, self.config.block_size)
+            seq.borders = borders(request, self.config.block_size)
         self._num_added += 1
         if needs_images:
             space = min(self._spaces, key=lambda space: (space.num_pending_tokens, space.index))
@@ -147,6 +150,9 @@ class Scheduler:
             draft.plan_running()
             self._num_preemptions += draft.num_preempted
         admit_waiting(drafts, self._unplaced)
+        for draft in drafts:
+            for admitted in draft.admitted:
+                self._turns.took(self._by_id[admitted.seq_id].place)
         step = self._finish(drafts) if any(draft.work for draft in drafts) else None
         self._debug_check()
         return step
@@ -387,10 +393,3 @@ def _form_field(request: Request) -> str:
     """Where a caller says what the answer has to be."""
     grammar = request.sampling.grammar
     return "response_format" if grammar is None or not grammar.is_of_tools else "tools"
-
-
-def _borders(request: Request, block_size: int) -> tuple[int, ...]:
-    """Where a prompt is cut into prefixes: at what the caller named, and before its last token."""
-    ends = (*request.prefix_ends, len(request.prompt_ids) - 1)
-    borders = {end // block_size * block_size for end in ends if end < len(request.prompt_ids)}
-    return tuple(sorted(borders - {0}))

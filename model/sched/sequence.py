@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
 from model.sched.drafting import Acceptance
 from model.sched.loops import LoopDetector
 from model.sched.prefixes import Chain
+from model.sched.turns import turn_of
 from model.types import FinishReason, Request, Usage
 
 
@@ -30,6 +32,7 @@ class Sequence:
     seq_id: int  # also the order of arrival
     request: Request = field(repr=False)  # prompts are never printed, in an assertion neither
     added_s: float
+    place: float  # in its tenant's line, in tokens (turns)
     phase: Phase
     space: int | None = None
     is_admitted: bool = False  # its rank has prompt and sampling parameters
@@ -52,6 +55,13 @@ class Sequence:
     loops: LoopDetector = field(default_factory=LoopDetector, repr=False)  # has seen what was committed
     num_drafted: int = 0  # of steps that have returned
     num_accepted: int = 0
+
+    @property
+    def turn(self) -> tuple[float, int]:
+        """Among those that wait the lowest goes first: who was preempted, then by tenant and priority."""
+        if self.is_admitted:
+            return -math.inf, self.seq_id
+        return turn_of(self.place, self.request.priority, self.seq_id)
 
     @property
     def num_prompt(self) -> int:

@@ -1,4 +1,4 @@
-"""Sequences that wait, oldest first."""
+"""Sequences that wait, by their turn."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from model.sched.sequence import Sequence
 
 
 class WaitingQueue:
-    """Ordered by arrival, whatever the order of `push`: a preempted sequence takes its old place.
+    """Ordered by `Sequence.turn`, whatever the order of `push`; nobody's turn changes while it waits.
 
-    A sorted list of ids: with 10,000 of them push and remove move 80 kB at most, a few microseconds.
+    A sorted list: with 10,000 of them push and remove move 80 kB at most, a few microseconds.
     """
 
     def __init__(self) -> None:
-        self._ids: list[int] = []
+        self._turns: list[tuple[float, int]] = []
         self._sequences: dict[int, Sequence] = {}
         self.num_tokens = 0  # to compute before each can sample its next token
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self._turns)
 
     @property
-    def oldest(self) -> Sequence | None:
+    def first(self) -> Sequence | None:
         """The one to admit next."""
-        return self._sequences[self._ids[0]] if self._ids else None
+        return self._sequences[self._turns[0][1]] if self._turns else None
 
     def push(self, seq: Sequence) -> None:
-        """Put a sequence at its place in the order of arrival."""
+        """Put a sequence at its place."""
         assert seq.seq_id not in self._sequences, seq.seq_id
-        insort(self._ids, seq.seq_id)
+        insort(self._turns, seq.turn)
         self._sequences[seq.seq_id] = seq
         self.num_tokens += self._tokens(seq)
 
     def remove(self, seq: Sequence) -> None:
         """Take out a sequence, wherever it stands."""
         del self._sequences[seq.seq_id]
-        del self._ids[bisect_left(self._ids, seq.seq_id)]
+        del self._turns[bisect_left(self._turns, seq.turn)]
         self.num_tokens -= self._tokens(seq)
 
     def check(self) -> None:
         """Assert that order, members and token count agree."""
-        assert self._ids == sorted(self._sequences), self._ids
+        assert self._turns == sorted(seq.turn for seq in self._sequences.values()), self._turns
         assert self.num_tokens == sum(map(self._tokens, self._sequences.values())), self.num_tokens
 
     @staticmethod

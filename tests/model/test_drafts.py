@@ -13,8 +13,8 @@ from functools import cache
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from harness import local_runner, run
-from test_same_tokens import OPTIONS, UNLIMITED, alone, checkpoint, requests, runners, tokens
+from harness import greedy, local_runner, run
+from test_same_tokens import IMAGE, OPTIONS, UNLIMITED, alone, checkpoint, requests, runners, tokens
 
 from model.drafts import Drafter
 from model.gang import spawn_gang
@@ -162,15 +162,18 @@ def test_drafts_are_those_of_the_chain_over_the_whole_answer(
 
     monkeypatch.setattr(Drafter, "draft", noting)
     options = replace(OPTIONS, chunk_tokens=512)
-    asked = {
-        name: (ids, replace(sampling, temperature=0.0), ())
-        for name, (ids, sampling, _) in questions(trained, 5).items()
-    }
-    scheduler = drafting_scheduler(trained, options)
-    run(trained, local_runner(trained, options)[0], options, asked, scheduler)
+    asked = {name: (ids, greedy(40), ()) for name, (ids, _, _) in questions(trained, 4).items()}
+    pictured = list(range(8, 138))
+    asked["picture"] = (pictured, greedy(40), (ImageSpan(20, 81, IMAGE),))
+    rows_RH = torch.randn(81, 256, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    runner = local_runner(trained, options)[0]
+    runner.put_embedding(IMAGE, rows_RH)
+    run(trained, runner, options, asked, drafting_scheduler(trained, options))
     network = network_of(trained.directory)
     for ids, drafts in seen.items():
-        embedded_1LH = F.embedding(torch.tensor([[*ids, *drafts]]), network.decoder.embedding)
+        embedded_1LH = F.embedding(torch.tensor([[*ids, *drafts]]), network.decoder.embedding).clone()
+        if list(ids[: len(pictured)]) == pictured:
+            embedded_1LH[0, 20:101] = rows_RH.float()
         last_1LH = network.decode(embedded_1LH).last_BLH
         hidden = network.draft_hidden(embedded_1LH, last_1LH)
         for layer, rows_1LH, drafted in zip(network.mtp.layers, hidden, drafts, strict=True):

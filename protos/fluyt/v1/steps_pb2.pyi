@@ -66,7 +66,7 @@ class FromFrontDoor(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., add: _Optional[_Union[AddSequence, _Mapping]] = ..., stop: _Optional[_Union[StopSequence, _Mapping]] = ..., abort: _Optional[_Union[AbortSequence, _Mapping]] = ..., load_query: _Optional[_Union[LoadQuery, _Mapping]] = ...) -> None: ...
 
 class AddSequence(_message.Message):
-    __slots__ = ("ticket", "tenant", "request_id", "prompt_ids", "sampling", "images", "task_id", "embeddings_address", "deadline_ms", "prefix_ends")
+    __slots__ = ("ticket", "tenant", "request_id", "prompt_ids", "sampling", "images", "task_id", "embeddings_address", "deadline_ms", "prefix_ends", "priority")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class AddSequence(_message.Message):
     EMBEDDINGS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_ENDS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     tenant: str
     request_id: str
@@ -87,7 +88,8 @@ class AddSequence(_message.Message):
     embeddings_address: str
     deadline_ms: int
     prefix_ends: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, ticket: _Optional[int] = ..., tenant: _Optional[str] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ..., task_id: _Optional[str] = ..., embeddings_address: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., prefix_ends: _Optional[_Iterable[int]] = ...) -> None: ...
+    priority: int
+    def __init__(self, ticket: _Optional[int] = ..., tenant: _Optional[str] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ..., task_id: _Optional[str] = ..., embeddings_address: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., prefix_ends: _Optional[_Iterable[int]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class SequenceSampling(_message.Message):
     __slots__ = ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "stop", "stop_token_ids", "eos_token_ids", "num_logprobs", "mtp", "starts_in_thinking", "grammar", "max_think_tokens", "think_end_id", "logit_bias")

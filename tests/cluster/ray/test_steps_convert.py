@@ -103,6 +103,7 @@ requests = st.builds(
     sampling=sampling,
     images=spans,
     task_id=st.text(max_size=4),
+    priority=st.integers(-100, 100),
     prefix_ends=ids,
     embeddings_address=st.text(max_size=4),
 )

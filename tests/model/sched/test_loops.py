@@ -62,7 +62,7 @@ def test_the_detector_is_the_rule_on_random_ids() -> None:
 def sequence(**fields: object) -> Sequence:
     sampling = SamplingParams(max_tokens=2000, eos_token_ids=(EOS,))
     request = Request(RequestKey("local", "a"), (1, 2), replace(sampling, **fields))
-    return Sequence(0, request, 0.0, Phase.RUNNING)
+    return Sequence(0, request, 0.0, 0.0, Phase.RUNNING)
 
 
 def test_a_sequence_ends_with_the_token_that_makes_the_loop() -> None:

@@ -48,7 +48,7 @@ def drafting_scheduler(checkpoint: Checkpoint, options: EngineOptions) -> Schedu
     return Scheduler(scheduler_config(checkpoint.config.text, options, has_mtp=True))
 
 
-@pytest.mark.parametrize("chunk_tokens", [7, 64, UNLIMITED])
+@pytest.mark.parametrize("chunk_tokens", [pytest.param(7, marks=pytest.mark.slow), 64, UNLIMITED])
 @pytest.mark.parametrize("num_shards", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_drafts_that_fail_change_no_token(
     checkpoint: Checkpoint,

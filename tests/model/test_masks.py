@@ -101,6 +101,7 @@ def test_min_tokens_yield_where_only_an_end_may_come() -> None:
     assert complete.masked_ids == ()
 
 
+@pytest.mark.slow
 def test_what_may_never_be_written_ends_no_request() -> None:
     """Drafts that run into a limit: the masks of real tokens stay."""
     grammar = Grammar("ebnf", 'root ::= s\ns ::= "a" s s | s s | "a" s "b" | "a" | "b" s s s | ""')

@@ -59,8 +59,8 @@ def answer(
     return tokens, usages
 
 
-@pytest.mark.parametrize("mtp", [False, True])
-@pytest.mark.parametrize("chunk_tokens", [48, 4096])
+@pytest.mark.parametrize("mtp", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("chunk_tokens", [48, pytest.param(4096, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("num_shards", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_cached_is_as_cold(
     checkpoint: Checkpoint,

@@ -129,6 +129,7 @@ def test_where_masks_do_not_reach_no_draft_is_taken(
     assert scheduler.load().num_held[1] == 0
 
 
+@pytest.mark.slow
 def test_preemption_changes_no_token(
     trained: Checkpoint, builder: PromptBuilder, runner: LocalRunner
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_dead_end_ends_its_request_with_an_error_and_no_other(
 AMBIGUOUS = Grammar("ebnf", 'root ::= s\ns ::= "a" s s | s s | "a" s "b" | "a" | "b" s s s | ""')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_drafts", [False, True])
 def test_a_grammar_that_costs_too_much_ends_its_request_alone(
     trained: Checkpoint, builder: PromptBuilder, runner: LocalRunner, has_drafts: bool
@@ -230,7 +232,7 @@ def test_a_budget_of_thinking_is_kept_and_drafts_change_no_token(
 # ---- loops
 
 
-@pytest.mark.parametrize("has_drafts", [False, True])
+@pytest.mark.parametrize("has_drafts", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_loop_ends_where_it_is_found_with_drafts_or_without(
     trained: Checkpoint, builder: PromptBuilder, runner: LocalRunner, has_drafts: bool
 ) -> None:

@@ -23,11 +23,11 @@ def next_token(token_ids: list[int] | tuple[int, ...]) -> int:
     return zlib.crc32(repr(list(token_ids)).encode()) % VOCABULARY
 
 
-def signatures(token_ids: list[int]) -> list[int]:
+def extend_signatures(signs: list[int], token_ids: list[int]) -> list[int]:
     """For each position a number for all tokens up to it: what a cache holds there, whoever computed it."""
-    signs, sign = [], 0
-    for position, token in enumerate(token_ids):
-        sign = zlib.crc32(repr((position, token)).encode(), sign)
+    sign = signs[-1] if signs else 0
+    for position in range(len(signs), len(token_ids)):
+        sign = zlib.crc32(repr((position, token_ids[position])).encode(), sign)
         signs.append(sign)
     return signs
 
@@ -96,6 +96,14 @@ class FakeSequence:
     num_drafting: int = 0  # drafts among them that have not run
     num_computed: int = 0  # positions of work that has run
     num_starts: int = 0
+    signs: list[int] = field(default_factory=list)
+
+    def signatures(self, num_drafts: int) -> list[int]:
+        """Of the tokens known, and of so many that will come."""
+        known = extend_signatures(self.signs, self.tokens)
+        if num_drafts == 0:
+            return known
+        return extend_signatures(list(known), continued(self.tokens, num_drafts))
 
 
 class FakeRank:
@@ -209,7 +217,7 @@ class FakeRank:
         assert start == expected, f"{work.seq_id}: position {start} after {expected}"
         assert work.start >= start, "the plan is an upper bound"
         # As if every draft held; `_spoil` comes after those that did not.
-        signs = signatures(continued(seq.tokens, work.num_drafts))
+        signs = seq.signatures(work.num_drafts)
         num_known = len(seq.tokens) + work.num_drafts
         assert start + work.num_tokens <= num_known, "computes a token that is not known"
         for position in range(start, start + work.num_tokens):
@@ -228,7 +236,7 @@ class FakeRank:
         start = self._start(self.sequences[work.seq_id], work)
         size, end = self.config.block_size, start + work.num_tokens
         first = max(0, start - self.config.reach + 1)
-        signs = signatures(continued(self.sequences[work.seq_id].tokens, work.num_drafts))
+        signs = self.sequences[work.seq_id].signatures(work.num_drafts)
         for group, table, begin in (("full", full, 0), ("sliding", sliding, first)):
             for position in range(begin, end):
                 found = self.cache[group, table[position // size] * size + position % size]

@@ -60,6 +60,9 @@ SHAPES = {
     },
 }
 
+# With the fast tests: the others are of the same kind.
+OFTEN = ("few full blocks", "few sliding blocks", "window of one", "prefixes, drafts", "drafts, three spaces")
+
 
 class Storm:
     """Random events from one seed, with the books checked after each (`debug_checks`, and here)."""
@@ -180,7 +183,13 @@ def assert_right_answers(storm: Storm) -> None:
             assert final.usage.num_completion_tokens == len(tokens)
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(shape, id=name, marks=() if name in OFTEN else pytest.mark.slow)
+        for name, shape in SHAPES.items()
+    ],
+)
 def test_every_block_is_accounted_for_after_every_event(shape):
     storm = Storm(seed=20, shape=shape)
     storm.run(4000)

@@ -49,14 +49,14 @@ def test_one_other_token_begins_the_count_anew() -> None:
 
 def test_the_detector_is_the_rule_on_random_ids() -> None:
     rng, num_found = random.Random(5), 0
-    for _ in range(60):
+    for _ in range(15):
         ids: list[int] = []
         while len(ids) < 700:
             stretch = [rng.randrange(4) for _ in range(rng.choice([1, 2, 3, 5, 12]))]
             ids += stretch * rng.randint(1, 300 // len(stretch))
         num_found += plainly(ids) is not None
         assert loops_at(ids) == plainly(ids)
-    assert 5 < num_found < 60
+    assert 2 < num_found < 15
 
 
 def sequence(**fields: object) -> Sequence:

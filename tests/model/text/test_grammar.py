@@ -358,6 +358,7 @@ def test_drafts_may_cross_the_end_of_thinking() -> None:
 AMBIGUOUS = Grammar("ebnf", 'root ::= s\ns ::= "a" s s | s s | "a" s "b" | "a" | "b" s s s | ""')
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(30)
 def test_a_grammar_that_costs_too_much_fails_with_words_and_can_be_asked_for_again() -> None:
     state = matcher(AMBIGUOUS)

@@ -1,7 +1,8 @@
 """`fluyt bench mtp`: the default model's answers with drafts and without, alternating in one run.
 
 Pages of text to be written down, held-out typefaces: long answers. One stream (page after page) and 40
-at once. Greedy, until the model ends. Pictures are encoded before the clock starts; prefill counts.
+at once. Greedy, until the model ends. Pictures are encoded before the clock starts; prefill counts, and no
+round has what the one before computed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def bench_mtp(num_rounds: int, num_threads: int) -> dict[str, Any]:
     directory = default_checkpoint()
     with ExitStack() as stack:
         drafting, plain = (
-            stack.enter_context(open_server(directory, EngineOptions(mtp=mtp), num_threads))
+            stack.enter_context(
+                open_server(directory, EngineOptions(mtp=mtp, prefix_cache=False), num_threads)
+            )
             for mtp in (True, False)
         )
         builder = prompt_builder(drafting.checkpoint)

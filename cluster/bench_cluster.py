@@ -63,6 +63,8 @@ async def bench_cluster(
         chunk_tokens=gang.chunk_tokens,
         kv_blocks=gang.kv_blocks,
         max_running=gang.max_running,
+        prefix_cache=gang.prefix_cache,
+        mtp=gang.mtp,
     )
     ours, bare = [], []
     async with Client(address) as client:

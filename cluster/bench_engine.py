@@ -62,9 +62,10 @@ def bench_engine(num_rounds: int, num_threads: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="fluyt-bench-") as name:
         directory = Path(name)
         write_model(directory, PEER_SHAPE, dtype="float32", num_files=1, seed=0)
-        # Token ids only: no text stage on either side.
+        # Token ids only: no text stage on either side. The peer computes every prompt and token, so do we.
+        options = EngineOptions(chunk_tokens=2048, prefix_cache=False, mtp=False)
         with (
-            open_server(directory, EngineOptions(chunk_tokens=2048), num_threads) as server,
+            open_server(directory, options, num_threads) as server,
             ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as peer_process,
         ):
             ours = partial(_timed, partial(_run_ours, server))

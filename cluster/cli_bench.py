@@ -34,7 +34,8 @@ def cluster(num_streams: int, as_json: bool) -> None:
         raise InvalidRequest("--streams", f"{num_streams} is below 1")
     from cluster.bench_cluster import bench_cluster
 
-    with _own_application() as (address, config):
+    # Prompts come again in each round, and a token is the unit: each is computed.
+    with _own_application(prefix_cache=False, mtp=False) as (address, config):
         result = asyncio.run(bench_cluster(address, config, num_streams, CLUSTER_ROUNDS))
     _print(result, as_json)
 
@@ -68,14 +69,15 @@ def nano(count: int, as_json: bool) -> None:
 
 
 @contextmanager
-def _own_application() -> Iterator[tuple[str, ClusterConfig]]:
-    """An application with ports and state of its own; ends it on leaving."""
+def _own_application(**gang: object) -> Iterator[tuple[str, ClusterConfig]]:
+    """An application with ports and state of its own, `gang` as said; ends it on leaving."""
     from cluster.cli_up import progress
     from cluster.config import ClusterConfig
     from cluster.local_ray import free_port
     from cluster.up import down, up
 
-    config = ClusterConfig().replaced("frontdoor", port=free_port(), health_port=free_port())
+    config = ClusterConfig().replaced("gang", **gang)
+    config = config.replaced("frontdoor", port=free_port(), health_port=free_port())
     report = progress(sys.stderr.write)
     with tempfile.TemporaryDirectory(prefix="fluyt-bench-") as directory:
         os.environ["FLUYT_STATE_DIR"] = directory

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from PIL import Image
 
+from cluster.demo_looks import Question
 from model.nano.data import charts, documents
 from model.nano.data.canvas import Style
 from model.nano.data.fonts import held_out_faces
@@ -23,16 +24,6 @@ FOLDER = Path(__file__).parent
 RECEIPT_SIZE, CHART_SIZE = (1024, 768), (700, 520)  # the first is larger than one view: it is cut into tiles
 
 
-@dataclass(frozen=True)
-class Question:
-    """About a picture. `drawn` is what stands there; with `zoom` the model may look at parts of it."""
-
-    picture: str
-    question: str
-    drawn: str
-    zoom: bool = False
-
-
 def draw() -> list[tuple[Image.Image, Question]]:
     """Picture and question, three times."""
     style = Style(held_out_faces())
@@ -41,8 +32,8 @@ def draw() -> list[tuple[Image.Image, Question]]:
     desk = look_task(_rng("page/0"), style, needs_zoom=True)
     total, highest = receipt.exchanges[2], chart.exchanges[3]
     return [
-        (receipt.picture, Question("receipt.png", total.question, total.answer)),
-        (chart.picture, Question("chart.png", highest.question, highest.answer)),
+        (receipt.picture, Question("receipt.png", total.question, total.answer, zoom=False)),
+        (chart.picture, Question("chart.png", highest.question, highest.answer, zoom=False)),
         (desk.desk.picture, Question("desk.png", desk.question, desk.answer, zoom=True)),
     ]
 

@@ -47,14 +47,24 @@ class Answers:
             rank for rank in range(self._world_size) if answers_step(rank, step)
         }
 
-    def done(self, rank: int, message: steps.RankDone) -> steps.FromGang | None:
-        """The gang's result once every rank has answered. The slowest rank's time is the gang's."""
-        step = (message.generation, message.step_id)
-        by_rank = self._done.setdefault(step, {})
-        by_rank[rank] = message
-        if by_rank.keys() != self._expected[step]:
-            return None
-        del self._done[step], self._expected[step]
+    def done(self, rank: int, message: steps.RankDone) -> list[steps.FromGang]:
+        """Results of the gang that are complete now, in the order of the steps.
+
+        A step that only some ranks answer may be complete while an answer to the one before is on its way.
+        """
+        self._done.setdefault((message.generation, message.step_id), {})[rank] = message
+        complete = []
+        while self._expected:
+            oldest = next(iter(self._expected))
+            if self._done.get(oldest, {}).keys() != self._expected[oldest]:
+                break
+            complete.append(self._complete(oldest))
+        return complete
+
+    def _complete(self, step: tuple[int, int]) -> steps.FromGang:
+        """One step's result. The slowest rank's time is the gang's."""
+        by_rank = self._done.pop(step)
+        del self._expected[step]
         # With tensor attention one space is run by every rank: rank 0 answers for all.
         outputs = [
             by_rank[space].outputs if space in by_rank else steps.RankOutputs()
@@ -64,14 +74,14 @@ class Answers:
         done = steps.StepDone(generation=step[0], step_id=step[1], ranks=outputs, step_us=step_us)
         return steps.FromGang(done=done)
 
-    def fetched(self, message: steps.Fetched) -> steps.FromGang | None:
+    def fetched(self, message: steps.Fetched) -> list[steps.FromGang]:
         """The gang's answer once every rank that was asked has answered; an error wins."""
         answers = self._fetched.setdefault(message.fetch_id, [])
         answers.append(message)
         if len(answers) < self._world_size // self._num_spaces:
-            return None
+            return []
         del self._fetched[message.fetch_id]
-        return steps.FromGang(fetched=next((a for a in answers if a.HasField("error")), message))
+        return [steps.FromGang(fetched=next((a for a in answers if a.HasField("error")), message))]
 
 
 class Leader(steps_pb2_grpc.StepsServicer):
@@ -137,13 +147,13 @@ class Leader(steps_pb2_grpc.StepsServicer):
     def answer(self, rank: int, message: steps.FromRank) -> None:
         """An answer of a rank, our own included."""
         kind = message.WhichOneof("message")
-        complete = None
+        complete: list[steps.FromGang] = []
         if kind == "done" and message.done.generation == self._generation:
             complete = self._answers.done(rank, message.done)
         elif kind == "fetched" and message.fetched.generation == self._generation:
             complete = self._answers.fetched(message.fetched)
-        if complete is not None:
-            self._outbox.put_nowait(complete)
+        for answer in complete:
+            self._outbox.put_nowait(answer)
 
     # ---- the scheduler
 

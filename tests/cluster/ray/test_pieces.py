@@ -181,10 +181,9 @@ def test_a_step_is_done_when_every_rank_is_and_takes_as_long_as_the_slowest() ->
     answers = Answers(world_size=2, num_spaces=2)
     answers.expect(planned(0, 1, 1))
     answers.expect(planned(1, 1, 1))
-    assert answers.done(1, done(1, 0, 11, 500)) is None
-    assert answers.done(1, done(1, 1, 12, 10)) is None
-    complete = answers.done(0, done(1, 0, 10, 300))
-    assert complete is not None
+    assert answers.done(1, done(1, 0, 11, 500)) == []
+    assert answers.done(1, done(1, 1, 12, 10)) == []
+    (complete,) = answers.done(0, done(1, 0, 10, 300))
     assert complete.done.step_us == 500
     assert [rank.outputs[0].seq_id for rank in complete.done.ranks] == [10, 11]
 
@@ -192,24 +191,30 @@ def test_a_step_is_done_when_every_rank_is_and_takes_as_long_as_the_slowest() ->
 def test_a_rank_without_work_is_not_waited_for() -> None:
     answers = Answers(world_size=2, num_spaces=2)
     answers.expect(planned(0, 1, 0))
-    complete = answers.done(0, done(1, 0, 10, 300))
-    assert complete is not None
+    (complete,) = answers.done(0, done(1, 0, 10, 300))
     assert [len(rank.outputs) for rank in complete.done.ranks] == [1, 0]
+
+
+def test_results_come_in_the_order_of_steps_although_a_rank_was_not_waited_for() -> None:
+    answers = Answers(world_size=2, num_spaces=2)
+    answers.expect(planned(0, 1, 1))
+    answers.expect(planned(1, 1, 0))
+    assert answers.done(0, done(1, 0, 10, 1)) == []
+    assert answers.done(0, done(1, 1, 10, 1)) == [], "complete, but its turn has not come"
+    assert [each.done.step_id for each in answers.done(1, done(1, 0, 11, 1))] == [0, 1]
 
 
 def test_with_one_space_every_rank_is_waited_for_and_rank_0_answers_for_all() -> None:
     answers = Answers(world_size=2, num_spaces=1)
     answers.expect(planned(0, 1))
-    assert answers.done(1, done(1, 0, 10, 1)) is None
-    complete = answers.done(0, done(1, 0, 10, 1))
-    assert complete is not None
+    assert answers.done(1, done(1, 0, 10, 1)) == []
+    (complete,) = answers.done(0, done(1, 0, 10, 1))
     assert len(complete.done.ranks) == 1
 
 
 def test_a_fetch_by_all_ranks_ends_when_all_have_it_and_an_error_wins() -> None:
     answers = Answers(world_size=2, num_spaces=1)
     failed = steps.Fetched(fetch_id=5, rank=1, error=steps.SequenceError(code="UNAVAILABLE"))
-    assert answers.fetched(failed) is None
-    complete = answers.fetched(steps.Fetched(fetch_id=5, rank=0))
-    assert complete is not None
+    assert answers.fetched(failed) == []
+    (complete,) = answers.fetched(steps.Fetched(fetch_id=5, rank=0))
     assert complete.fetched.HasField("error")

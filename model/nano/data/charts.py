@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from model.nano.data import drills
@@ -18,8 +19,10 @@ from model.nano.data.canvas import (
     text_width,
     weather,
 )
-from model.nano.data.chart_plans import Chart, Form, mixed, plan_chart
-from model.nano.data.scene import BAR_END, Exchange, Scene
+from model.nano.data.chart_plans import Chart, mixed, plan_chart
+from model.nano.data.chart_thoughts import Told, ranking
+from model.nano.data.scene import BAR_END, TICK, Exchange, Mark, Scene
+from model.nano.tools import COORDINATES
 
 
 def bar_chart(rng: random.Random, style: Style, width: int, height: int) -> Scene:
@@ -60,12 +63,22 @@ def draw_chart(rng: random.Random, chart: Chart) -> Scene:
     else:
         _draw_points(canvas, rng, chart, paint)
     picture, marks = weather(canvas, rng, most_degrees=chart.degrees)
-    tips = [mark for mark in marks if mark.kind == BAR_END]
+    tips, ticks = ([mark for mark in marks if mark.kind == kind] for kind in (BAR_END, TICK))
     pairs = zip(chart.labels, chart.values, strict=True)
     values = Exchange("Write down the chart.", "\n".join(f"{label} {value}" for label, value in pairs))
     named = zip(chart.labels, tips, strict=True)
-    ends = drills.places("Where does each value end?", named, picture.size)
-    return Scene(picture, marks, exchanges_of(rng, chart), (values, ends))
+    asked = [values, drills.places("Where does each value end?", named, picture.size)]
+    if ticks:
+        numbers = zip(map(str, chart.ticks), ticks, strict=True)
+        asked.append(drills.places("Where are the numbers of the axis?", numbers, picture.size))
+    return Scene(picture, marks, exchanges_of(rng, chart, ends_of(chart, tips)), tuple(asked))
+
+
+def ends_of(chart: Chart, tips: Sequence[Mark]) -> tuple[int, ...]:
+    """How far along its axis each value ends, in thousandths of the picture."""
+    if chart.form == "bars":
+        return tuple(round(tip.x * COORDINATES / chart.size[0]) for tip in tips)
+    return tuple(round(tip.y * COORDINATES / chart.size[1]) for tip in tips)
 
 
 def _paint(canvas: Canvas, rng: random.Random, chart: Chart) -> Paint:
@@ -117,6 +130,7 @@ def _draw_axes(canvas: Canvas, rng: random.Random, chart: Chart, paint: Paint) -
             draw.line(ends, fill=colour, width=thin)
     for tick in chart.ticks if chart.has_ticks else ():
         place = chart.along(tick)
+        canvas.mark(TICK, *((place, plot.bottom) if is_flat else (plot.left, place)))
         if is_flat:
             canvas.text(place, plot.bottom + 0.7 * cap, str(tick), chart.face, cap, paint.ink, "centre")
         else:
@@ -188,11 +202,14 @@ def _is_valley(chart: Chart, index: int) -> bool:
     return values[index] < min(values[max(0, index - 1) : index] + values[index + 1 : index + 2])
 
 
-def exchanges_of(rng: random.Random, chart: Chart) -> tuple[Exchange, ...]:
-    """Two or three values, the highest, the lowest, one difference."""
-    pairs = list(zip(chart.labels, chart.values, strict=True))
-    asked = [_value_exchange(rng, chart.form, *pair) for pair in rng.sample(pairs, rng.randint(2, 3))]
-    every = ", ".join(f"{label} {value}" for label, value in pairs) + "."
+def exchanges_of(rng: random.Random, chart: Chart, ends: Sequence[int]) -> tuple[Exchange, ...]:
+    """Two or three values, the highest, the lowest, one difference.
+
+    What is not written is thought through (`chart_thoughts`): read at once it is too much for a small model.
+    """
+    told = [Told(chart, index, end) for index, end in enumerate(ends)]
+    asked = [_value_exchange(rng, one) for one in rng.sample(told, rng.randint(2, 3))]
+    every = ", ".join(f"{one.label} {one.value}" for one in told) + "."
     noun = "bar" if chart.form in {"columns", "bars"} else "point"
     for word, long, large, end, pick in (
         ("highest", "longest", "largest", "maximum", max),
@@ -201,42 +218,40 @@ def exchanges_of(rng: random.Random, chart: Chart) -> tuple[Exchange, ...]:
         first = f"Which {noun} is the {long if chart.form == 'bars' else word}?"
         other = f"Which label has the {word} value?", f"What has the {large} value?", f"Where is the {end}?"
         question = rng.choice((first, *other))
-        asked.append(Exchange(question, pick(pairs, key=lambda pair: pair[1])[0], steps=every))
-    return (*asked, _difference(rng, chart.form, pairs))
+        answer = pick(told, key=lambda one: one.value).label
+        asked.append(Exchange(question, answer, ranking(told), every))
+    return (*asked, _difference(rng, told))
 
 
-def _sentence(form: Form, label: str, value: int) -> str:
-    return (
-        f"The bar of {label} ends at {value}." if form in {"columns", "bars"} else f"{label} is at {value}."
-    )
-
-
-def _value_exchange(rng: random.Random, form: Form, label: str, value: int) -> Exchange:
+def _value_exchange(rng: random.Random, told: Told) -> Exchange:
     question = rng.choice(
         (
-            f"What is the value of {label}?",
-            f"How much is {label}?",
-            f"What value does {label} have?",
-            f"Read the value of {label} from the chart.",
+            f"What is the value of {told.label}?",
+            f"How much is {told.label}?",
+            f"What value does {told.label} have?",
+            f"Read the value of {told.label} from the chart.",
         )
     )
-    return Exchange(question, str(value), steps=_sentence(form, label, value))
+    return Exchange(question, str(told.value), told.measured, f"{told.measured or told.sentence}.")
 
 
-def _difference(rng: random.Random, form: Form, pairs: list[tuple[str, int]]) -> Exchange:
+def _difference(rng: random.Random, told: Sequence[Told]) -> Exchange:
     while True:
-        one, other = rng.sample(pairs, 2)
-        if one[1] != other[1]:
+        high, low = sorted(rng.sample(told, 2), key=lambda one: -one.value)
+        if high.value != low.value:
             break
-    (more, high), (less, low) = (one, other) if one[1] > other[1] else (other, one)
+    one, other = high, low
     question = rng.choice(
         (
-            f"What is the difference between {one[0]} and {other[0]}?",
-            f"How much higher is {more} than {less}?",
-            f"How much more is {more} than {less}?",
-            f"By how much does {more} exceed {less}?",
+            f"How much higher is {high.label} than {low.label}?",
+            f"How much more is {high.label} than {low.label}?",
+            f"By how much does {high.label} exceed {low.label}?",
         )
     )
-    sum_up = f"{high} - {low} = {high - low}"
-    steps = f"{_sentence(form, more, high)} {_sentence(form, less, low)} {sum_up}"
-    return Exchange(question, str(high - low), f"{more} is {high}, {less} is {low}. {sum_up}", steps)
+    if rng.random() < 0.25:
+        one, other = rng.sample((high, low), 2)
+        question = f"What is the difference between {one.label} and {other.label}?"
+    sum_up = f"{high.value} - {low.value} = {high.value - low.value}"
+    thought = f"{one.read}, {other.read}. {sum_up}"
+    steps = f"{one.sentence}. {other.sentence}. {sum_up}"
+    return Exchange(question, str(high.value - low.value), thought, steps)

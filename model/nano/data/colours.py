@@ -237,7 +237,7 @@ def palette_exchanges(rng: random.Random, palette: Palette) -> tuple[Exchange, .
                 f"Name the {word} {hue} {noun}.",
             )
         )
-        found.append(Exchange(question, patch.label, steps=f"{listed}; {patch.label} is the {word}."))
+        found.append(Exchange(question, patch.label, listed, f"{listed}; {patch.label} is the {word}."))
     return tuple(found)
 
 

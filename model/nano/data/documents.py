@@ -6,7 +6,7 @@ import math
 import random
 from dataclasses import dataclass, replace
 
-from model.nano.data import words
+from model.nano.data import drills, words
 from model.nano.data.canvas import Align, Box, Style, weather
 from model.nano.data.paper import (
     Cell,
@@ -210,8 +210,8 @@ def bill_exchanges(rng: random.Random, bill: Bill) -> tuple[Exchange, ...]:
         found.append(Exchange(asked.format(item.name), price, steps=f"The line {item.name} says {price}."))
     if rng.random() < 0.5:
         asked = rng.choice(("How many different items are there?", "How many items are listed?"))
-        steps = f"The last one is {bill.items[-1].name}." if bill.items else ""
-        found.append(Exchange(asked, str(len(bill.items)), steps=steps))
+        named = ", ".join(item.name for item in bill.items)
+        found.append(Exchange(asked, str(len(bill.items)), named, f"The items are {named}."))
     for _ in range(len(found)):
         if bill.items and rng.random() < 0.25:
             item = rng.choice(bill.items)
@@ -252,4 +252,6 @@ def draw_bill(rng: random.Random, bill: Bill) -> Scene:
             canvas.text(cell.x, y, cell.text, sheet.face, cap, sheet.ink, cell.align)
         top += slot
     picture, marks = weather(canvas, rng, most_degrees=sheet.degrees)
-    return Scene(picture, marks, bill_exchanges(rng, bill))
+    lines = [" ".join(cell.text for cell in line.cells) for line in bill.lines]
+    transcripts = drills.written(lines), drills.written_from_below(lines)
+    return Scene(picture, marks, bill_exchanges(rng, bill), transcripts)

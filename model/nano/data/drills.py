@@ -17,8 +17,18 @@ MOST_CHARACTERS = 120  # of a drill: a row of training is not longer
 
 def written(lines_of_text: Sequence[str]) -> Exchange:
     """Write down as many lines from the top as fit into an answer."""
-    kept = fitting(lines_of_text)
-    question = f"Write down the first {len(kept)} lines." if len(kept) > 1 else "Write down the first line."
+    return _written("first", fitting(lines_of_text))
+
+
+def written_from_below(lines_of_text: Sequence[str]) -> Exchange:
+    """Write down as many of the last lines as fit into an answer, in their order."""
+    return _written("last", fitting(lines_of_text[::-1])[::-1])
+
+
+def _written(which: str, kept: Sequence[str]) -> Exchange:
+    question = (
+        f"Write down the {which} {len(kept)} lines." if len(kept) > 1 else f"Write down the {which} line."
+    )
     return Exchange(question, "\n".join(kept), steps=f"These are {len(kept)} lines")
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from PIL import Image
 
 # Characters whose places are labels of the vision tower, then places that are no characters: the top
-# end of a bar or a point of a line, the corners of a thing one can tap, a coloured marker.
+# end of a bar or a point of a line, a number's place on an axis, the corners of a thing one can tap, a
+# coloured marker.
 CHARACTERS = "".join(chr(code) for code in range(33, 127))
-BAR_END, BOX_START, BOX_END, MARKER = "bar_end", "box_start", "box_end", "marker"
-KINDS = (*CHARACTERS, BAR_END, BOX_START, BOX_END, MARKER)
+BAR_END, TICK, BOX_START, BOX_END, MARKER = "bar_end", "tick", "box_start", "box_end", "marker"
+KINDS = (*CHARACTERS, BAR_END, TICK, BOX_START, BOX_END, MARKER)
 
 
 @dataclass(frozen=True)

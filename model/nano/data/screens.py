@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from model.nano.data import drills
 from model.nano.data.boards import (
@@ -38,7 +39,9 @@ def _scene(rng: random.Random, screen: Screen) -> Scene:
     exchanges = screen_exchanges(rng, screen)
     targets = [(target.label, Mark(BOX_START, *target.box.centre)) for target in screen.targets]
     where = drills.places("Where is what can be tapped?", targets, picture.size)
-    return Scene(picture, marks, exchanges, (where,))
+    titles = drills.written([title for title, _ in screen.entries]) if screen.entries else where
+    titles = replace(titles, question=titles.question.replace("line", "title"))
+    return Scene(picture, marks, exchanges, (where, where, titles))
 
 
 def plan_phone(rng: random.Random, style: Style, width: int, height: int) -> Screen:

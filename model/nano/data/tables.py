@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from model.nano.data import words
+from model.nano.data import drills, words
 from model.nano.data.canvas import (
     Align,
     Box,
@@ -140,7 +140,9 @@ def draw_table(rng: random.Random, grid: Grid) -> Scene:
             canvas.text(x, y, text, sheet.face, sheet.cap, ink, column.align)
         left = right
     picture, marks = weather(canvas, rng, most_degrees=sheet.degrees)
-    return Scene(picture, marks, table_exchanges(rng, grid))
+    lines = [" ".join(cells) for cells in zip(*((c.header, *c.cells) for c in grid.columns), strict=True)]
+    transcripts = drills.written(lines), drills.written_from_below(lines)
+    return Scene(picture, marks, table_exchanges(rng, grid), transcripts)
 
 
 def _dress(canvas: Canvas, grid: Grid, area: Box) -> None:
@@ -188,12 +190,22 @@ def table_exchanges(rng: random.Random, grid: Grid) -> tuple[Exchange, ...]:
     if rng.random() < 0.5:
         question = f"What is in row {row + 1} below the header, column {number + 1}?"
         header = grid.columns[number].header
-        steps = f"Row {row + 1} is {grid.names[row]}, column {number + 1} is {header}."
-        found.append(Exchange(question, grid.columns[number].cells[row], steps=steps))
+        begin = ", ".join(grid.names[: row + 1])
+        thought = f"{begin}; column {number + 1} is {header}"
+        found.append(
+            Exchange(
+                question,
+                grid.columns[number].cells[row],
+                thought,
+                f"Row {row + 1} is {grid.names[row]}, column {number + 1} is {header}.",
+            )
+        )
     else:
         question = f"What is the header of column {number + 1}?"
-        steps = f"The first header is {grid.columns[0].header}."
-        found.append(Exchange(question, grid.columns[number].header, steps=steps))
+        begin = ", ".join(column.header for column in grid.columns[: number + 1])
+        found.append(
+            Exchange(question, grid.columns[number].header, begin, f"The headers begin with {begin}.")
+        )
     found += [_json_of_row(rng, grid) for _ in range(len(found))]
     return tuple({exchange.question: exchange for exchange in found}.values())
 

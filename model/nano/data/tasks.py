@@ -31,21 +31,21 @@ class Task:
 
 MOST_TILES = 6  # of a large picture
 READING = (
-    Task("read", reading.single_text, 3.0),
-    Task("read", reading.coloured_texts, 1.5),
+    Task("read", reading.single_text, 2.0),
+    Task("read", reading.coloured_texts, 1.0),
     Task("read", reading.lines, 1.5),
-    Task("read", reading.page, 3.0),
+    Task("read", reading.page, 2.5),
 )
 SCENES = (
     *READING,
-    Task("charts", charts.bar_chart, 1.25),
-    Task("charts", charts.bar_chart, 1.25),
-    Task("charts", charts.point_chart, 1.0),
+    Task("charts", charts.bar_chart, 1.75),
+    Task("charts", charts.bar_chart, 1.75),
+    Task("charts", charts.point_chart, 1.5),
     Task("documents", documents.receipt, 1.5),
     Task("documents", documents.invoice, 1.5),
     Task("documents", documents.table, 2.0),
-    Task("screens", screens.phone, 1.5),
-    Task("screens", screens.desktop, 1.5),
+    Task("screens", screens.phone, 2.25),
+    Task("screens", screens.desktop, 2.25),
     Task("colours", colours.darker_red, 0.8),
     Task("colours", colours.scan, 0.8),
 )

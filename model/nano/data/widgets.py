@@ -231,7 +231,8 @@ def _order_exchanges(rng: random.Random, entries: tuple[tuple[str, str], ...]) -
         )
         begin = ", ".join(title for title, _ in entries[: index + 1])
         steps = f"The list ends with {entries[-1][0]}." if is_last else f"The list begins with {begin}."
-        found.append(Exchange(asked.format(place), entries[index][0], steps=steps))
+        thought = "" if is_last else begin
+        found.append(Exchange(asked.format(place), entries[index][0], thought, steps))
     below = [entry for entry in entries if entry[1]]
     if below:
         title, subtitle = rng.choice(below)

@@ -43,13 +43,13 @@ from model.nano.train.network import Network, initialise, narrow
 # Chunks of a step: while only reading is learned, then by turns.
 READING_STEP = (SMALL, SMALL, TEXT)
 WHOLE_STEPS: tuple[tuple[ChunkShape, ...], ...] = tuple(
-    (SMALL, TEXT, third) for third in (TILED, LOOKS, TILED, TOOLS)
+    (SMALL, TEXT, third) for third in (TILED, LOOKS, TILED, LOOKS, TILED, TOOLS)
 )
 # A step takes in so many new chunks; those it has are used several times, with other neighbours.
 MOST_TAKEN = 2
 NUM_KEPT = {SMALL: 60, TILED: 40, LOOKS: 60, TOOLS: 40, TEXT: 60}
 # A worker's seconds for one chunk differ; how often each is made follows from the steps' needs.
-READING_SHARES, WHOLE_SHARES = (4.0, 0.0, 0.0, 0.0, 0.4, 1.0), (3.0, 1.5, 0.8, 0.6, 0.7, 0.0)
+READING_SHARES, WHOLE_SHARES = (4.0, 0.0, 0.0, 0.0, 0.4, 1.0), (3.0, 1.5, 1.0, 0.4, 0.7, 0.0)
 CLOCK_EVERY = 20  # steps
 WARM_STEPS = 100
 BIAS_RATE = 2e-3  # of the router biases, DeepSeek-V3's way of balancing

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from model.nano.data import chart_plans, charts, colours, scan_plans
+from model.nano.data import chart_plans, chart_thoughts, charts, colours, scan_plans
 from model.nano.data.canvas import Box, Style, brightness
 from model.nano.data.fonts import Face, held_out_faces
-from model.nano.data.scene import BAR_END, KINDS, MARKER, Scene
+from model.nano.data.scene import BAR_END, KINDS, MARKER, Mark, Scene
 from tests.model.nano.recorded import MARGIN_PX, SIZES, Made, record_canvases
 
 pytestmark = pytest.mark.slow  # hundreds of pictures
@@ -91,7 +91,7 @@ def test_a_value_that_is_not_written_is_a_multiple_of_half_a_step(planned: list[
 def test_answers_follow_from_the_values_of_a_chart(planned: list[chart_plans.Chart]) -> None:
     for chart in planned:
         values = dict(zip(chart.labels, chart.values, strict=True))
-        *asked, highest, lowest, difference = charts.exchanges_of(random.Random(0), chart)
+        *asked, highest, lowest, difference = charts.exchanges_of(random.Random(0), chart, ends_of(chart))
         assert 2 <= len(asked) <= 3
         for exchange in asked:
             (label,) = (label for label in values if re.search(rf"\b{label}\b", exchange.question))
@@ -99,12 +99,41 @@ def test_answers_follow_from_the_values_of_a_chart(planned: list[chart_plans.Cha
         assert values[highest.answer] == max(values.values()) and values[lowest.answer] == min(
             values.values()
         )
-        found = re.fullmatch(r"(\S+) is (\d+), (\S+) is (\d+)\. (\d+) - (\d+) = (\d+)", difference.thought)
-        assert found is not None, difference
-        more, high, less, low, *_, answer = found.groups()
-        assert more in difference.question and less in difference.question
-        assert values[more] == int(high) > values[less] == int(low)
+        said = re.findall(r"(\S+) is (\d+)", difference.thought)
+        assert [(label, str(values[label])) for label, _ in said] == said and len(said) == 2, difference
+        assert all(label in difference.question for label, _ in said)
+        sum_up = re.search(r"(\d+) - (\d+) = (\d+)$", difference.thought)
+        assert sum_up is not None, difference
+        high, low, answer = sum_up.groups()
+        assert {high, low} == {value for _, value in said} and int(high) > int(low)
         assert difference.answer == answer == str(int(high) - int(low))
+
+
+def test_a_value_that_is_not_written_is_thought_through(planned: list[chart_plans.Chart]) -> None:
+    for chart in planned:
+        for told in (chart_thoughts.Told(chart, index, end) for index, end in enumerate(ends_of(chart))):
+            found = re.search(r"between (\d+) and (\d+)$|at (\d+)$", told.measured)
+            assert (found is None) == chart.is_written
+            if found is not None:
+                low, high, exact = found.groups()
+                assert str(told.value) == exact or int(low) < told.value < int(high)
+                assert f"ends at {told.end}" in told.measured
+
+
+def test_ranked_ends_say_which_is_the_highest(planned: list[chart_plans.Chart]) -> None:
+    for chart in planned:
+        told = [chart_thoughts.Told(chart, index, end) for index, end in enumerate(ends_of(chart))]
+        pairs = re.findall(r"(\w+) (at )?(\d+)(?:, |$)", chart_thoughts.ranking(told))
+        assert tuple(label for label, _, _ in pairs) == chart.labels
+        is_turned = bool(pairs[0][1]) and chart.form != "bars"
+        best = (min if is_turned else max)(pairs, key=lambda pair: int(pair[2]))[0]
+        assert chart.values[chart.labels.index(best)] == max(chart.values)
+
+
+def ends_of(chart: chart_plans.Chart) -> tuple[int, ...]:
+    """As they are when the picture is not turned."""
+    tips = [Mark(BAR_END, *chart.tip(index)) for index in range(len(chart.values))]
+    return charts.ends_of(chart, tips)
 
 
 def test_each_bar_leaves_a_mark_at_its_value(planned: list[chart_plans.Chart]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from cluster.identity import Caller
 from model.errors import AlreadyExists, FluytError, InvalidRequest, Overloaded, Unavailable
+from model.sampling import MAX_SAMPLES
 from model.types import RequestKey
 
 _MIB = 1 << 20
@@ -28,6 +29,7 @@ class AdmissionLimits:
     max_open_image_tokens: int = 1 << 19  # embeddings held: 8 GiB in float32 at hidden size 4096
     max_kept_image_bytes: int = 256 * _MIB  # images that may be named by sha256 instead of sent again
     max_deadline_s: float = 3600.0  # also what a call without a deadline gets
+    max_samples: int = MAX_SAMPLES  # of one request: each takes a place among those that a gang runs
     retry_after_s: float = 1.0  # what a refused client is told to wait
 
 

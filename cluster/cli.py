@@ -12,6 +12,34 @@ from typing import Annotated, Optional
 import typer
 
 from cluster.cli_flags import Prompts, Sampling
+from cluster.cli_options import (
+    Choice,
+    Effort,
+    Grammar,
+    IgnoreEos,
+    Images,
+    Json,
+    LogitBias,
+    Logprobs,
+    MaxThinkTokens,
+    MaxTokens,
+    MinP,
+    Model,
+    Mtp,
+    Priority,
+    PromptLogprobs,
+    Regex,
+    Samples,
+    Schema,
+    Seed,
+    Stop,
+    Temperature,
+    Text,
+    ToolChoice,
+    Tools,
+    TopK,
+    TopP,
+)
 from model.errors import CheckpointError, FluytError, InvalidRequest
 
 # ruff: noqa: PLR0913, PLR0917, UP045 - a parameter is a flag; typer reads the types at run time
@@ -24,21 +52,6 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measures, and says against what.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-Text = Annotated[Optional[str], typer.Argument(help="What to ask.")]
-Model = Annotated[
-    Optional[Path], typer.Option("--model", help="Checkpoint directory; without it, the default model.")
-]
-Images = Annotated[Optional[list[Path]], typer.Option("--image", help="An image file; may be repeated.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON and nothing else.")]
-MaxTokens = Annotated[Optional[int], typer.Option(help="Most tokens of an answer.")]
-Temperature = Annotated[Optional[float], typer.Option(help="0 is greedy.")]
-TopP = Annotated[Optional[float], typer.Option(help="In (0, 1]; 1 is off.")]
-TopK = Annotated[Optional[int], typer.Option(help="0 is off.")]
-MinP = Annotated[Optional[float], typer.Option(help="In [0, 1); 0 is off.")]
-Seed = Annotated[Optional[int], typer.Option(help="Drawn if not given.")]
-IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end token.")]
-Logprobs = Annotated[Optional[int], typer.Option(help="Log-probabilities, with the K most probable tokens.")]
 
 
 def main() -> None:
@@ -80,10 +93,7 @@ def run(
     dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
     chunk_tokens: Annotated[int, typer.Option(help="Most tokens of a step and shard.")] = 512,
     kv_blocks: Annotated[Optional[int], typer.Option(help="Blocks of the full-attention layers.")] = None,
-    mtp: Annotated[
-        Optional[bool],
-        typer.Option("--mtp/--no-mtp", help="Verify drafts; default: where there are MTP layers."),
-    ] = None,
+    mtp: Mtp = None,
     prefix_cache: Annotated[
         bool, typer.Option("--prefix-cache/--no-prefix-cache", help="Compute what prompts share once.")
     ] = True,
@@ -151,6 +161,20 @@ def ask(
     seed: Seed = None,
     ignore_eos: IgnoreEos = False,
     logprobs: Logprobs = None,
+    prompt_logprobs: PromptLogprobs = None,
+    n: Samples = None,
+    stop: Stop = None,
+    logit_bias: LogitBias = None,
+    effort: Effort = None,
+    max_think_tokens: MaxThinkTokens = None,
+    schema: Schema = None,
+    regex: Regex = None,
+    grammar: Grammar = None,
+    choice: Choice = None,
+    tools: Tools = None,
+    tool_choice: ToolChoice = "",
+    priority: Priority = 0,
+    mtp: Mtp = None,
     address: Annotated[Optional[str], typer.Option(help="host:port; without it, what is up here.")] = None,
     token: Annotated[Optional[str], typer.Option(help="Sent as a bearer token.")] = None,
     ca: Annotated[Optional[Path], typer.Option(help="PEM of the authority; turns TLS on.")] = None,
@@ -158,9 +182,18 @@ def ask(
 ) -> None:
     """Ask the application that is up; the answer streams."""
     from cluster import cli_ask
+    from cluster.cli_request import Wishes, build_request
 
-    sampling = Sampling(max_tokens, temperature, top_p, top_k, min_p, seed, ignore_eos or None, logprobs)
-    cli_ask.ask(text, tuple(image or ()), sampling, cli_ask.Target.of(address, token, ca), as_json)
+    sampling = Sampling(
+        max_tokens, temperature, top_p, top_k, min_p, seed, ignore_eos or None, logprobs,
+        prompt_logprobs, n, max_think_tokens, mtp, tuple(stop or ()) or None,
+    )  # fmt: skip
+    wishes = Wishes(
+        priority, effort, schema, regex, grammar, tuple(choice or ()), tools, tool_choice,
+        tuple(logit_bias or ()),
+    )  # fmt: skip
+    request = build_request(text, tuple(image or ()), sampling, wishes)
+    cli_ask.ask(request, cli_ask.Target.of(address, token, ca), as_json)
 
 
 @app.command()

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import grpc
 
-from cluster.cli_calls import calls_json, calls_text
-from cluster.cli_flags import Sampling, program, read_bytes
-from cluster.client import Client, ServerError, chat_request, collect
+from cluster.cli_calls import calls_json, calls_text, request_json
+from cluster.cli_flags import program, read_bytes
+from cluster.cli_print import SamplePrinter, prompt_lines
+from cluster.client import Answer, Client, ServerError, collect_all
 from cluster.state import read_state
 from model.errors import FluytError, InvalidRequest
 from model.nano import ABOUT
@@ -51,13 +53,8 @@ class NoServerError(FluytError):
     """Nobody answers."""
 
 
-def ask(text: str, images: tuple[Path, ...], sampling: Sampling, target: Target, as_json: bool) -> None:
+def ask(request: pb.GenerateRequest, target: Target, as_json: bool) -> None:
     """One question. Raises what becomes exit code 1 or 2."""
-    data = [read_bytes(path, "--image") for path in images]
-    try:
-        request = chat_request(text, data, **sampling.given())
-    except (TypeError, ValueError) as error:  # a number that the message cannot hold
-        raise InvalidRequest("sampling", str(error)) from error
     try:
         asyncio.run(_ask(request, target, as_json))
     except ServerError as error:
@@ -75,9 +72,24 @@ async def _ask(request: pb.GenerateRequest, target: Target, as_json: bool) -> No
             return
         if name == DEFAULT_MODEL_NAME:
             print(ABOUT, file=sys.stderr)
-        async for event in client.generate(request):
-            print(_shown(event.delta), end="", flush=True)
-        print()
+        await show(client.generate(request), request.sampling.n or 1)
+
+
+async def show(events: AsyncIterator[pb.GenerateEvent], num_samples: int) -> None:
+    """Print an answer, or several one after another, as the events come."""
+    printer: SamplePrinter | None = None
+    async for event in events:
+        kind = event.WhichOneof("event")
+        if kind == "prompt_logprobs":
+            piece = event.prompt_logprobs
+            print(prompt_lines(piece.first_token_index, piece.tokens), end="")
+            continue
+        if printer is None and kind in ("delta", "finished"):
+            printer = SamplePrinter(num_samples, lambda text: print(text, end="", flush=True))
+        if printer is not None and kind == "delta":
+            printer.add(event.delta.choice, _shown(event.delta))
+        elif printer is not None and kind == "finished":
+            printer.end(event.finished.choice)
 
 
 def _shown(delta: pb.Delta) -> str:
@@ -98,22 +110,31 @@ async def _hello(client: Client) -> str:
 
 def to_json(events: list[pb.GenerateEvent]) -> dict[str, Any]:
     """What `--json` prints, the same as `fluyt run`."""
-    answer = collect(events)
-    usage = {field.name: getattr(answer.finished.usage, field.name) for field in pb.Usage.DESCRIPTOR.fields}
+    answers = collect_all(events)
+    bill = next((a.finished.usage for a in answers if a.finished.HasField("usage")), pb.Usage())
+    scores = answers[0].prompt_logprobs
+    return request_json(
+        [_sample_json(answer) for answer in answers],
+        {field.name: getattr(bill, field.name) for field in pb.Usage.DESCRIPTOR.fields},
+        [_logprob_json(item) if item.HasField("logprob") else None for item in scores],
+    )
+
+
+def _sample_json(answer: Answer) -> dict[str, Any]:
     result: dict[str, Any] = {
         "token_ids": list(answer.token_ids),
         "text": answer.text,
         "reasoning": answer.reasoning,
         "tool_calls": calls_json(answer.tool_calls),
         "finish_reason": answer.finish_reason,
-        "usage": usage,
     }
     if answer.logprobs:
-        result["logprobs"] = [
-            {"logprob": item.logprob, "top": [[top.token_id, top.logprob] for top in item.top]}
-            for item in answer.logprobs
-        ]
+        result["logprobs"] = [_logprob_json(item) for item in answer.logprobs]
     return result
+
+
+def _logprob_json(item: pb.TokenLogprob | pb.PromptTokenLogprob) -> dict[str, Any]:
+    return {"logprob": item.logprob, "top": [[top.token_id, top.logprob] for top in item.top]}
 
 
 def status(as_json: bool) -> bool:

@@ -1,9 +1,9 @@
-"""How `run` and `ask` show tool calls. Needs nothing but the base install."""
+"""How `run` and `ask` show tool calls, and what `--json` prints. Needs nothing but the base install."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 
@@ -55,3 +55,13 @@ def calls_text(pieces: Iterable[Piece]) -> str:
         (f"\n{piece.name} " if piece.name else "") + piece.arguments + ("\n" if piece.end else "")
         for piece in pieces
     )
+
+
+def request_json(
+    samples: Sequence[dict[str, Any]], usage: dict[str, Any], prompt_logprobs: Sequence[dict[str, Any] | None]
+) -> dict[str, Any]:
+    """What `--json` prints of a request: the answer itself, or the list of `samples`, and what is common."""
+    common: dict[str, Any] = {"usage": usage}
+    if prompt_logprobs:
+        common["prompt_logprobs"] = list(prompt_logprobs)
+    return {**(samples[0] if len(samples) == 1 else {"samples": list(samples)}), **common}

@@ -23,6 +23,11 @@ class Sampling:
     seed: int | None = None
     ignore_eos: bool | None = None
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    n: int | None = None
+    max_think_tokens: int | None = None
+    mtp: bool | None = None
+    stop: tuple[str, ...] | None = None
 
     def given(self) -> dict[str, Any]:
         """Those that were given."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import checkpoint_dir
-from cluster.cli_calls import calls_json, calls_text
+from cluster.cli_calls import calls_json, calls_text, request_json
 from cluster.cli_flags import Prompts, Sampling, read_bytes
+from cluster.cli_print import SamplePrinter
 from model.errors import CheckpointError, InvalidRequest
 from model.local import Answer, LocalServer, open_server, prompt_builder
 from model.nano import ABOUT
@@ -51,16 +52,16 @@ def run(
     tasks = read_tasks(prompts, sampling, checkpoint, builder)
     if model is None and not as_json:
         print(ABOUT, file=sys.stderr)
-    streams = len(tasks) == 1 and not as_json
+    streams = len(tasks) == 1 and (tasks[0].sampling.n or 1) == 1 and not as_json
     with open_server(directory, options) as server:
         answers = _answer(server, tasks, builder, streams=streams)
-    for answer in answers:
-        _print_answer(answer, as_json, is_printed=streams and builder is not None)
+    for samples in answers:
+        _print_answers(samples, as_json, is_printed=streams and builder is not None)
 
 
 def _answer(
     server: LocalServer, tasks: Sequence[Task], builder: PromptBuilder | None, *, streams: bool
-) -> list[Answer]:
+) -> list[list[Answer]]:
     on_event = _print_event if streams else None
     answers = [_submit(server, task, builder, on_event) for task in tasks]
     server.run()
@@ -72,9 +73,9 @@ def _submit(
     task: Task,
     builder: PromptBuilder | None,
     on_event: Callable[[OutputEvent], None] | None,
-) -> Answer:
+) -> list[Answer]:
     try:
-        return server.submit(task.prompt, task.sampling, builder, on_event, task.form)
+        return server.submit_samples(task.prompt, task.sampling, builder, on_event, task.form)
     except InvalidRequest as error:
         if not task.where:
             raise
@@ -86,27 +87,35 @@ def _print_event(event: OutputEvent) -> None:
     print(text, end="", flush=True)
 
 
-def _print_answer(answer: Answer, as_json: bool, *, is_printed: bool) -> None:
+def _print_answers(samples: Sequence[Answer], as_json: bool, *, is_printed: bool) -> None:
     if as_json:
-        print(json.dumps(to_json(answer)))
+        print(json.dumps(to_json(samples)))
     elif is_printed:
         print()
     else:
-        text = answer.text + calls_text(answer.tool_calls)
-        print(text or answer.reasoning or ",".join(map(str, answer.token_ids)))
+        printer = SamplePrinter(len(samples), lambda text: print(text, end=""))
+        for sample, answer in enumerate(samples):
+            text = answer.text + calls_text(answer.tool_calls)
+            printer.add(sample, text or answer.reasoning or ",".join(map(str, answer.token_ids)))
+            printer.end(sample)
 
 
-def to_json(answer: Answer) -> dict[str, Any]:
+def to_json(samples: Sequence[Answer]) -> dict[str, Any]:
     """What `--json` prints, the same as `fluyt ask`."""
+    usage = samples[0].usage
+    assert usage is not None, samples
+    scores = [None if item is None else asdict(item) for item in samples[0].prompt_logprobs]
+    return request_json([_sample_json(answer) for answer in samples], asdict(usage), scores)
+
+
+def _sample_json(answer: Answer) -> dict[str, Any]:
     assert answer.finish_reason is not None, answer
-    assert answer.usage is not None, answer
     result: dict[str, Any] = {
         "token_ids": answer.token_ids,
         "text": answer.text,
         "reasoning": answer.reasoning,
         "tool_calls": calls_json(answer.tool_calls),
         "finish_reason": answer.finish_reason.value,
-        "usage": asdict(answer.usage),
     }
     if answer.logprobs:
         result["logprobs"] = [asdict(logprob) for logprob in answer.logprobs]

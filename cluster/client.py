@@ -65,7 +65,10 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: what the events of one request add up to."""
+    """A whole answer: what the events of one sample add up to.
+
+    Of several samples the one that ended last has the request's usage in `finished`.
+    """
 
     text: str
     reasoning: str
@@ -74,6 +77,7 @@ class Answer:
     started: pb.Started
     finished: pb.Finished
     logprobs: tuple[pb.TokenLogprob, ...] = field(default=())
+    prompt_logprobs: tuple[pb.PromptTokenLogprob, ...] = field(default=())
 
     @property
     def finish_reason(self) -> str:
@@ -130,8 +134,14 @@ class Client:
             self._calls.discard(call)
 
     async def answer(self, request: pb.GenerateRequest, *, timeout_s: float | None = None) -> Answer:
-        """The whole answer at once. Raises ServerError."""
-        return collect([event async for event in self.generate(request, timeout_s=timeout_s)])
+        """The whole answer at once, of several samples the first. Raises ServerError."""
+        return (await self.answers(request, timeout_s=timeout_s))[0]
+
+    async def answers(
+        self, request: pb.GenerateRequest, *, timeout_s: float | None = None
+    ) -> tuple[Answer, ...]:
+        """The whole answers of all samples. Raises ServerError."""
+        return collect_all([event async for event in self.generate(request, timeout_s=timeout_s)])
 
     async def abort(self, request_id: str, *, timeout_s: float | None = 10.0) -> None:
         """End a request of ours, wherever it was started. Raises ServerError."""
@@ -183,31 +193,48 @@ def chat_request(
 
 
 def collect(events: Iterable[pb.GenerateEvent]) -> Answer:
-    """Add up the events of one request. They must be all of them."""
-    started, finished = pb.Started(), pb.Finished()
-    text = {pb.CHANNEL_TEXT: "", pb.CHANNEL_REASONING: ""}
-    pieces: list[pb.ToolCallDelta] = []
-    token_ids: list[int] = []
-    logprobs: list[pb.TokenLogprob] = []
+    """Add up the events of one request, of several samples the first. They must be all of them."""
+    return collect_all(events)[0]
+
+
+def collect_all(events: Iterable[pb.GenerateEvent]) -> tuple[Answer, ...]:
+    """Add up the events of one request: an answer for each sample. They must be all of them."""
+    started, scores = pb.Started(), list[pb.PromptTokenLogprob]()
+    deltas: dict[int, list[pb.Delta]] = {}
+    ends: dict[int, pb.Finished] = {}
     for event in events:
         kind = event.WhichOneof("event")
         if kind == "started":
             started = event.started
+        elif kind == "prompt_logprobs":
+            scores.extend(event.prompt_logprobs.tokens)
         elif kind == "finished":
-            finished = event.finished
+            ends[event.finished.choice] = event.finished
         elif kind == "delta":
-            text[event.delta.channel] = text.get(event.delta.channel, "") + event.delta.text
-            token_ids.extend(event.delta.token_ids)
-            logprobs.extend(event.delta.logprobs)
-            pieces.extend(event.delta.tool_calls)
+            deltas.setdefault(event.delta.choice, []).append(event.delta)
+    choices = sorted({0, *deltas, *ends})
+    return tuple(
+        _answer(started, scores, deltas.get(choice, []), ends.get(choice, pb.Finished()))
+        for choice in choices
+    )
+
+
+def _answer(
+    started: pb.Started,
+    scores: Sequence[pb.PromptTokenLogprob],
+    deltas: Sequence[pb.Delta],
+    finished: pb.Finished,
+) -> Answer:
+    pieces = [piece for delta in deltas for piece in delta.tool_calls]
     return Answer(
-        text=text[pb.CHANNEL_TEXT],
-        reasoning=text[pb.CHANNEL_REASONING],
+        text="".join(delta.text for delta in deltas if delta.channel == pb.CHANNEL_TEXT),
+        reasoning="".join(delta.text for delta in deltas if delta.channel == pb.CHANNEL_REASONING),
         tool_calls=tuple(_tool_call(list(group)) for _, group in groupby(pieces, lambda piece: piece.index)),
-        token_ids=tuple(token_ids),
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
         started=started,
         finished=finished,
-        logprobs=tuple(logprobs),
+        logprobs=tuple(item for delta in deltas for item in delta.logprobs),
+        prompt_logprobs=tuple(scores),
     )
 
 
@@ -246,4 +273,4 @@ def _details_of(error: aio.AioRpcError) -> Sequence[Any]:
     return ()
 
 
-__all__ = ["Answer", "Client", "ServerError", "ToolCall", "chat_request", "collect", "pb"]
+__all__ = ["Answer", "Client", "ServerError", "ToolCall", "chat_request", "collect", "collect_all", "pb"]

@@ -143,6 +143,7 @@ def _checked(config: ClusterConfig) -> ClusterConfig:
         ("gang.chunk_tokens", gang.chunk_tokens, 1),
         ("gang.kv_blocks", 1 if gang.kv_blocks is None else gang.kv_blocks, 1),
         ("gang.max_running", gang.max_running, 1),
+        ("admission.max_samples", config.admission.max_samples, 1),
         ("queue.max_requests", config.queue.max_requests, 1),
         ("queue.max_tokens", config.queue.max_tokens, 1),
         ("frontdoor.count", config.frontdoor.count, 1),

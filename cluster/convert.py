@@ -15,10 +15,19 @@ from model.sampling import SamplingOptions
 from model.text.chat import IMAGE_PLACE, ChatMessage, ContentPart, Conversation, ToolCall
 from model.text.form import Form
 from model.text.images import ImageInput
-from model.text.output import OutputEvent, OutputStream
+from model.text.output import OutputEvent
+from model.text.outputs import OutputStreams
 from model.text.prompt import PreparedPrompt
 from model.text.tools import CallEnd, CallPiece
-from model.types import Channel, Delta, FinishReason, SamplingParams, TokenLogprob, Usage
+from model.types import (
+    Channel,
+    Delta,
+    FinishReason,
+    PromptLogprobs,
+    SamplingParams,
+    TokenLogprob,
+    Usage,
+)
 from protos.fluyt.v1 import inference_pb2 as pb
 
 MAX_ID_BYTES = 128
@@ -179,7 +188,9 @@ def sampling_options(options: pb.SamplingOptions) -> SamplingOptions:
             "ignore_eos",
             "mtp",
             "num_logprobs",
+            "num_prompt_logprobs",
             "max_think_tokens",
+            "n",
         )
         if options.HasField(name)  # type: ignore[arg-type, unused-ignore]
     }
@@ -225,9 +236,22 @@ def started_event(
     return pb.GenerateEvent(started=started)
 
 
-def delta_event(event: OutputEvent) -> pb.GenerateEvent:
-    """New output."""
+def prompt_event(prompt_ids: Sequence[int], piece: PromptLogprobs) -> pb.GenerateEvent:
+    """Log-probabilities of a piece of the prompt."""
+    first = piece.first_token_index
+    message = pb.PromptLogprobs(first_token_index=first)
+    for token_id, item in zip(prompt_ids[first:], piece.logprobs, strict=False):
+        token = message.tokens.add(token_id=token_id)
+        if item is not None:
+            token.logprob = item.logprob
+            token.top.extend(_top(item))
+    return pb.GenerateEvent(prompt_logprobs=message)
+
+
+def delta_event(event: OutputEvent, sample: int) -> pb.GenerateEvent:
+    """New output of a sample."""
     delta = pb.Delta(
+        choice=sample,
         first_token_index=event.first_token_index,
         channel=_CHANNELS[event.channel],
         text=event.text,
@@ -238,13 +262,16 @@ def delta_event(event: OutputEvent) -> pb.GenerateEvent:
     return pb.GenerateEvent(delta=delta)
 
 
-def finished_event(delta: Delta, output: OutputStream, vision_us: int) -> pb.GenerateEvent:
-    """The last event. A stop string found in the text outweighs what the scheduler ended with."""
+def finished_event(delta: Delta, outputs: OutputStreams, vision_us: int) -> pb.GenerateEvent:
+    """The end of a sample, and of the request. A stop string outweighs what the scheduler ended with."""
     assert delta.finish_reason is not None, delta
-    reason = FinishReason.STOP if output.stop_at is not None else delta.finish_reason
-    finished = pb.Finished(
-        reason=_REASONS[output.finish_reason(reason)], usage=_usage(delta.usage or Usage(), output, vision_us)
-    )
+    output = outputs[delta.sample]
+    finished = pb.Finished(choice=delta.sample, reason=_REASONS[output.finish_reason(delta.finish_reason)])
+    if delta.is_final:
+        usage = outputs.usage(delta.usage or Usage(), vision_us)
+        finished.usage.MergeFrom(
+            pb.Usage(**{name: getattr(usage, name) for name in Usage.__dataclass_fields__})
+        )
     if output.matched_stop is not None:
         finished.stop_string = output.matched_stop
     elif delta.stop_token_id is not None:
@@ -252,19 +279,12 @@ def finished_event(delta: Delta, output: OutputStream, vision_us: int) -> pb.Gen
     return pb.GenerateEvent(finished=finished)
 
 
-def aborted_event() -> pb.GenerateEvent:
-    """The last event of a request that was aborted before anything was computed."""
-    return pb.GenerateEvent(finished=pb.Finished(reason=pb.FINISH_REASON_ABORTED, usage=pb.Usage()))
-
-
-def _usage(usage: Usage, output: OutputStream, vision_us: int) -> pb.Usage:
-    message = pb.Usage(**{name: getattr(usage, name) for name in Usage.__dataclass_fields__})
-    if output.stop_at is not None:
-        message.num_completion_tokens = min(message.num_completion_tokens, output.stop_at)
-    # The scheduler sees ids only: what was reasoning, and what images cost, is known here.
-    message.num_reasoning_tokens = output.num_reasoning_tokens
-    message.vision_us = vision_us
-    return message
+def aborted_events(request: pb.GenerateRequest, max_samples: int) -> list[pb.GenerateEvent]:
+    """The last events of a request that was aborted before anything was computed, one for each sample."""
+    num_samples = min(max(request.sampling.n, 1), max_samples)
+    ends = [pb.Finished(choice=i, reason=pb.FINISH_REASON_ABORTED) for i in range(num_samples)]
+    ends[-1].usage.SetInParent()
+    return [pb.GenerateEvent(finished=end) for end in ends]
 
 
 def _image_infos(prompt: PreparedPrompt) -> list[pb.ImageInfo]:
@@ -278,5 +298,8 @@ def _tool_call_delta(piece: CallPiece) -> pb.ToolCallDelta:
 
 
 def _logprob(item: TokenLogprob) -> pb.TokenLogprob:
-    top: Sequence[pb.TopLogprob] = [pb.TopLogprob(token_id=token, logprob=value) for token, value in item.top]
-    return pb.TokenLogprob(logprob=item.logprob, top=top)
+    return pb.TokenLogprob(logprob=item.logprob, top=_top(item))
+
+
+def _top(item: TokenLogprob) -> Sequence[pb.TopLogprob]:
+    return [pb.TopLogprob(token_id=token, logprob=value) for token, value in item.top]

@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
+from cluster.errors_convert import error_from_proto
 from cluster.gang import Seat
-from cluster.steps_convert import delta_to_proto, error_from_proto, request_from_proto
+from cluster.steps_convert import delta_to_proto, request_from_proto
 from model.errors import AlreadyExists, DeadlineExceeded, FluytError, Unavailable
 from model.sched.config import Placement
 from model.types import Delta, Request, RequestKey
@@ -201,7 +202,7 @@ class Desk:
         if message.HasField("deadline_ms"):
             loop = asyncio.get_running_loop()
             deadline = loop.call_later(message.deadline_ms / 1e3, self._expire, request.key, ticket)
-        num_tokens = len(request.prompt_ids) + request.sampling.max_tokens
+        num_tokens = len(request.prompt_ids) + request.sampling.num_samples * request.sampling.max_tokens
         fetch_id = next(self._fetch_ids) if request.images and request.embeddings_address else 0
         self._open[request.key] = OpenRequest(door, ticket, seat, num_tokens, deadline, fetch_id)
         door.tickets[ticket] = request.key
@@ -251,7 +252,7 @@ class Desk:
     def _stop(self, door: Door, message: steps.StopSequence) -> None:
         key = door.tickets.get(message.ticket)
         if key is not None:
-            self._open[key].seat.engine.stop(key, message.num_tokens)
+            self._open[key].seat.engine.stop(key, message.num_tokens, message.sample)
 
     def _abort(self, message: steps.AbortSequence) -> None:
         key = RequestKey(message.tenant, message.request_id)

@@ -1,4 +1,4 @@
-"""One Generate call: from the message to exactly one last event, or one error.
+"""One Generate call: from the message to exactly one last event of each sample, or one error.
 
     message -> prompt (thread pool) -> embeddings (encoder) -> scheduler -> deltas -> events
 
@@ -22,7 +22,7 @@ from cluster.image_store import ImageStore
 from cluster.preprocess import PreparedRequest, TextStage
 from model.errors import Cancelled, Unavailable
 from model.text.images import PlannedImage, TiledImage
-from model.text.output import OutputStream
+from model.text.outputs import OutputStreams
 from model.text.prompt import PreparedPrompt
 from model.types import Delta, Request, RequestKey
 from protos.fluyt.v1 import inference_pb2 as pb
@@ -79,8 +79,8 @@ class SchedulerLink(Protocol):
     def submit(self, request: Request, deadline_ms: int | None) -> AsyncGenerator[Delta, None]:
         """The request's deltas up to the final one. Closing the iterator earlier aborts."""
 
-    def stop(self, key: RequestKey, num_tokens: int) -> None:
-        """A stop string was complete with so many tokens."""
+    def stop(self, key: RequestKey, num_tokens: int, sample: int = 0) -> None:
+        """A stop string was complete with so many tokens of a sample."""
 
     def abort(self, key: RequestKey) -> None:
         """End the request of that key, whichever front door has it."""
@@ -109,6 +109,7 @@ class FrontDoorParts:
     images_in_work: asyncio.Semaphore
     instance: str
     embeddings_address: str
+    max_samples: int
 
     @classmethod
     def of(
@@ -144,7 +145,7 @@ class Generation:
     async def _prepare(self, message: pb.GenerateRequest) -> PreparedRequest:
         parts = self._parts
         prepared = await parts.text.prepare(
-            message, parts.images, self._open.key.tenant, parts.link.capacity_tokens
+            message, parts.images, self._open.key.tenant, parts.link.capacity_tokens, parts.max_samples
         )
         if prepared.prompt.images:
             began = time.monotonic()
@@ -193,7 +194,7 @@ class Generation:
         await self._send(started)
         if self._open.aborted:
             raise AbortedEarlyError("aborted")
-        output = OutputStream.of(
+        outputs = OutputStreams.of(
             parts.text.tokenizer,
             prepared.sampling,
             starts_in_thinking=prepared.prompt.starts_in_thinking,
@@ -201,22 +202,25 @@ class Generation:
         )
         async with aclosing(parts.link.submit(request, self._remaining_ms())) as deltas:
             async for delta in deltas:
-                await self._deliver(delta, output)
+                if delta.prompt is not None:
+                    await self._send(convert.prompt_event(request.prompt_ids, delta.prompt))
+                await self._deliver(delta, outputs)
                 if delta.is_final:
                     return
         raise Unavailable("the way to the scheduler closed before the last event")
 
-    async def _deliver(self, delta: Delta, output: OutputStream) -> None:
+    async def _deliver(self, delta: Delta, outputs: OutputStreams) -> None:
         """Send what a delta amounts to. Raises the delta's error."""
         if delta.error is not None:
             raise delta.error
+        output = outputs[delta.sample]
         had_stopped = output.stop_at is not None
-        for event in output.push(delta):
-            await self._send(convert.delta_event(event))
-        if output.stop_at is not None and not had_stopped and not delta.is_final:
-            self._parts.link.stop(self._open.key, output.stop_at)
+        for event in outputs.push(delta):
+            await self._send(convert.delta_event(event, delta.sample))
+        if output.stop_at is not None and not had_stopped and delta.finish_reason is None:
+            self._parts.link.stop(self._open.key, output.stop_at, delta.sample)
         if delta.finish_reason is not None:
-            await self._send(convert.finished_event(delta, output, self._vision_us))
+            await self._send(convert.finished_event(delta, outputs, self._vision_us))
 
     def _remaining_ms(self) -> int:
         return max(1, round((self._deadline - time.monotonic()) * 1000))

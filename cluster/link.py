@@ -124,10 +124,10 @@ class SchedulerLink:
                 self.abort(opened.key)
                 self._forget(opened)
 
-    def stop(self, key: RequestKey, num_tokens: int) -> None:
-        """A stop string is complete after `num_tokens`: the request ends there. Unknown keys are ignored."""
+    def stop(self, key: RequestKey, num_tokens: int, sample: int = 0) -> None:
+        """A stop string is complete after `num_tokens`: the sample ends there. Unknown keys are ignored."""
         if (opened := self._by_key.get(key)) is not None:
-            message = steps.StopSequence(ticket=opened.ticket, num_tokens=num_tokens)
+            message = steps.StopSequence(ticket=opened.ticket, num_tokens=num_tokens, sample=sample)
             self._send(steps.FromFrontDoor(stop=message))
 
     def abort(self, key: RequestKey) -> None:

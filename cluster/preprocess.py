@@ -87,7 +87,12 @@ class TextStage:
         return self._builder.tokenizer
 
     async def prepare(
-        self, message: pb.GenerateRequest, images: ImageStore, tenant: str, capacity_tokens: int | None
+        self,
+        message: pb.GenerateRequest,
+        images: ImageStore,
+        tenant: str,
+        capacity_tokens: int | None,
+        max_samples: int,
     ) -> PreparedRequest:
         """Prompt and sampling of a request. A missing seed is drawn. Raises InvalidRequest, NotFound."""
 
@@ -101,6 +106,7 @@ class TextStage:
                 capacity_tokens=capacity_tokens,
                 seed=secrets.randbits(63),
                 vocab_size=self._vocab_size,
+                max_samples=max_samples,
             )
             form = convert.form(message)
             return PreparedRequest(prompt, with_form(sampling, form, prompt, self._grammars))

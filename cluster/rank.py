@@ -14,7 +14,8 @@ from queue import SimpleQueue
 from typing import Any, Protocol
 
 from cluster import embeddings
-from cluster.steps_convert import error_to_proto, outputs_to_proto, step_from_proto
+from cluster.errors_convert import error_to_proto
+from cluster.steps_convert import outputs_to_proto, step_from_proto
 from model.errors import FluytError
 from model.sched.step import RankResult, Step
 from protos.fluyt.v1 import steps_pb2 as steps

@@ -56,6 +56,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
             text,
             link,
             encoder,
+            max_samples=options.limits.max_samples,
             admission=self._admission,
             embeddings=embeddings,
             images=ImageStore(options.limits.max_kept_image_bytes),
@@ -90,7 +91,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
         self._parts.text.close()
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
-        """Server stream: Started, Delta..., Finished."""
+        """Server stream: Started, PromptLogprobs..., Delta..., Finished of each sample."""
         async with _errors_as_status(context):
             convert.check_request(request)
             deadline_s = self._admission.deadline_s(context.time_remaining())
@@ -102,7 +103,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
                         self._refuse_unless_ready()
                         await Generation(self._parts, opened, send, deadline_s).run(request)
             except AbortedEarlyError:
-                await send(convert.aborted_event())
+                for event in convert.aborted_events(request, self._options.limits.max_samples):
+                    await send(event)
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: N802
         """End a request here, or, by way of the scheduler, at another front door."""
@@ -140,6 +142,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServicer):  # type: ignore[m
         info.limits.max_message_bytes = options.max_message_bytes
         info.limits.max_deadline_s = int(options.limits.max_deadline_s)
         info.limits.max_open_requests = options.limits.max_open_requests
+        info.limits.max_samples = options.limits.max_samples
         return info
 
     async def GetLoad(self, request: pb.GetLoadRequest, context: Any) -> pb.Load:  # noqa: N802

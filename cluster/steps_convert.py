@@ -1,28 +1,17 @@
-"""Step, StepResult, Request, Delta and errors <-> messages of steps.proto. Pure functions."""
+"""Step, StepResult, Request and Delta <-> messages of steps.proto. Pure functions."""
 
 from __future__ import annotations
 
 from typing import get_args
 
-from model.errors import (
-    AlreadyExists,
-    Cancelled,
-    CheckpointError,
-    DeadlineExceeded,
-    FluytError,
-    Internal,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    Unavailable,
-    Unsupported,
-)
+from cluster.errors_convert import error_from_proto, error_to_proto
 from model.grammar import Grammar, Kind
 from model.sched.step import (
     AdmittedSequence,
     BlockCopy,
     RankResult,
     RankStep,
+    ScoredPrompt,
     SequenceOutput,
     SequenceWork,
     Step,
@@ -32,6 +21,7 @@ from model.types import (
     Delta,
     FinishReason,
     ImageSpan,
+    PromptLogprobs,
     Request,
     RequestKey,
     SamplingParams,
@@ -41,15 +31,6 @@ from model.types import (
 from protos.fluyt.v1 import inference_pb2 as pb
 from protos.fluyt.v1 import steps_pb2 as steps
 
-_PLAIN_ERRORS = (
-    NotFound,
-    AlreadyExists,
-    DeadlineExceeded,
-    Cancelled,
-    Unavailable,
-    Internal,
-    CheckpointError,
-)
 _REASON_TO_PROTO = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
@@ -60,35 +41,6 @@ _REASON_TO_PROTO = {
 _REASON_FROM_PROTO = {value: reason for reason, value in _REASON_TO_PROTO.items()}
 _KINDS: dict[str, Kind] = {kind: kind for kind in get_args(Kind)}
 _USAGE_FIELDS = tuple(Usage.__dataclass_fields__)
-
-
-# ---- errors
-
-
-def error_to_proto(error: BaseException) -> steps.SequenceError:
-    """Any exception; what is not a `FluytError` becomes INTERNAL with its text."""
-    if not isinstance(error, FluytError):
-        return steps.SequenceError(code=Internal.code, message=f"{type(error).__name__}: {error}")
-    message = steps.SequenceError(code=error.code, message=error.message)
-    if isinstance(error, InvalidRequest):
-        message.field, message.message = error.field, error.description
-    if isinstance(error, Overloaded):
-        message.retry_after_s, message.subject = error.retry_after_s, error.subject
-    return message
-
-
-def error_from_proto(message: steps.SequenceError) -> FluytError:
-    """The error of the same code; an unknown code becomes `Internal`."""
-    if message.code == InvalidRequest.code:
-        return InvalidRequest(message.field, message.message)
-    if message.code == Unsupported.code:
-        return Unsupported(message.field, message.message)
-    if message.code == Overloaded.code:
-        return Overloaded(message.message, message.retry_after_s, message.subject)
-    for kind in _PLAIN_ERRORS:
-        if message.code == kind.code:
-            return kind(message.message)
-    return Internal(message.message)
 
 
 # ---- requests
@@ -116,6 +68,9 @@ def sampling_to_proto(params: SamplingParams) -> steps.SequenceSampling:
         starts_in_thinking=params.starts_in_thinking,
         max_think_tokens=params.max_think_tokens,
         think_end_id=params.think_end_id,
+        num_samples=params.num_samples,
+        sample=params.sample,
+        num_prompt_logprobs=params.num_prompt_logprobs,
         logit_bias=dict(params.logit_bias),
         grammar=None if grammar is None else steps.SequenceGrammar(kind=grammar.kind, source=grammar.source),
     )
@@ -142,6 +97,11 @@ def sampling_from_proto(message: steps.SequenceSampling) -> SamplingParams:
         starts_in_thinking=message.starts_in_thinking,
         max_think_tokens=message.max_think_tokens if message.HasField("max_think_tokens") else None,
         think_end_id=message.think_end_id if message.HasField("think_end_id") else None,
+        num_samples=message.num_samples,
+        sample=message.sample,
+        num_prompt_logprobs=(
+            message.num_prompt_logprobs if message.HasField("num_prompt_logprobs") else None
+        ),
         logit_bias=tuple(sorted(message.logit_bias.items())),
         grammar=_grammar_from_proto(message.grammar) if message.HasField("grammar") else None,
     )
@@ -204,6 +164,24 @@ def _logprob_from_proto(message: steps.SequenceLogprob) -> TokenLogprob:
     return TokenLogprob(message.logprob, tuple(zip(message.top_ids, message.top_logprobs, strict=True)))
 
 
+def _prompt_to_proto(prompt: PromptLogprobs, seq_id: int = 0) -> steps.SequencePrompt:
+    return steps.SequencePrompt(
+        seq_id=seq_id,
+        first_token_index=prompt.first_token_index,
+        tokens=[
+            steps.PromptToken(logprob=None if item is None else _logprob_to_proto(item))
+            for item in prompt.logprobs
+        ],
+    )
+
+
+def _prompt_from_proto(message: steps.SequencePrompt) -> PromptLogprobs:
+    tokens = (
+        _logprob_from_proto(token.logprob) if token.HasField("logprob") else None for token in message.tokens
+    )
+    return PromptLogprobs(message.first_token_index, tuple(tokens))
+
+
 def _usage_to_proto(usage: Usage) -> pb.Usage:
     return pb.Usage(**{name: getattr(usage, name) for name in _USAGE_FIELDS})
 
@@ -215,7 +193,11 @@ def _usage_from_proto(message: pb.Usage) -> Usage:
 def delta_to_proto(delta: Delta, ticket: int) -> steps.SequenceDelta:
     """A delta under the ticket of its request."""
     message = steps.SequenceDelta(
-        ticket=ticket, first_token_index=delta.first_token_index, token_ids=delta.token_ids
+        ticket=ticket,
+        first_token_index=delta.first_token_index,
+        token_ids=delta.token_ids,
+        sample=delta.sample,
+        num_samples_left=delta.num_samples_left,
     )
     if delta.logprobs:
         message.logprobs.extend(_logprob_to_proto(logprob) for logprob in delta.logprobs)
@@ -225,6 +207,8 @@ def delta_to_proto(delta: Delta, ticket: int) -> steps.SequenceDelta:
         message.stop_token_id = delta.stop_token_id
     if delta.usage is not None:
         message.usage.CopyFrom(_usage_to_proto(delta.usage))
+    if delta.prompt is not None:
+        message.prompt.CopyFrom(_prompt_to_proto(delta.prompt))
     if delta.error is not None:
         message.error.CopyFrom(error_to_proto(delta.error))
     return message
@@ -241,6 +225,9 @@ def delta_from_proto(message: steps.SequenceDelta, key: RequestKey) -> Delta:
         stop_token_id=message.stop_token_id if message.HasField("stop_token_id") else None,
         usage=_usage_from_proto(message.usage) if message.HasField("usage") else None,
         error=error_from_proto(message.error) if message.HasField("error") else None,
+        sample=message.sample,
+        num_samples_left=message.num_samples_left,
+        prompt=_prompt_from_proto(message.prompt) if message.HasField("prompt") else None,
     )
 
 
@@ -338,7 +325,8 @@ def outputs_to_proto(result: RankResult) -> steps.RankOutputs:
                 failure=output.failure,
             )
             for output in result.outputs
-        ]
+        ],
+        prompts=[_prompt_to_proto(scored.logprobs, scored.seq_id) for scored in result.prompts],
     )
 
 
@@ -362,5 +350,6 @@ def _outputs_from_proto(message: steps.RankOutputs) -> RankResult:
                 output.failure,
             )
             for output in message.outputs
-        )
+        ),
+        tuple(ScoredPrompt(prompt.seq_id, _prompt_from_proto(prompt)) for prompt in message.prompts),
     )

@@ -71,11 +71,11 @@ class Engine:
 
     def abort(self, key: RequestKey, error: FluytError | None = None) -> None:
         """End a request as ABORTED, or with `error`; unknown keys are ignored."""
-        self._inbox.put(lambda: self._emit_one(self._scheduler.abort(key, error)))
+        self._inbox.put(lambda: self._emit_some(self._scheduler.abort(key, error)))
 
-    def stop(self, key: RequestKey, num_tokens: int) -> None:
-        """End a request after its first `num_tokens`: they complete a stop string."""
-        self._inbox.put(lambda: self._emit_one(self._scheduler.stop(key, num_tokens)))
+    def stop(self, key: RequestKey, num_tokens: int, sample: int = 0) -> None:
+        """End a sample of a request after its first `num_tokens`: they complete a stop string."""
+        self._inbox.put(lambda: self._emit_one(self._scheduler.stop(key, num_tokens, sample)))
 
     def images_ready(self, key: RequestKey) -> None:
         """The embeddings of a request have reached its rank."""
@@ -140,9 +140,7 @@ class Engine:
             return False
         result = self._runner.result()
         self._num_in_flight -= 1
-        deltas = self._scheduler.commit(result)
-        if deltas:
-            self._emit(deltas)
+        self._emit_some(self._scheduler.commit(result))
         return True
 
     def _handle_all(self) -> int:
@@ -186,6 +184,10 @@ class Engine:
         if delta is not None:
             self._emit([delta])
 
+    def _emit_some(self, deltas: list[Delta]) -> None:
+        if deltas:
+            self._emit(deltas)
+
     def _fail_unexpected(self, error: Exception) -> None:
         # The details go to the log: they are no tenant's business.
         _log.error("the engine failed", exc_info=error)
@@ -197,9 +199,7 @@ class Engine:
             return
         self.failed = error
         self._num_in_flight = 0
-        deltas = self._scheduler.fail_all(error)
-        if deltas:
-            self._emit(deltas)
+        self._emit_some(self._scheduler.fail_all(error))
 
 
 def _nothing() -> None:

@@ -97,6 +97,7 @@ class LiveSequence:
     full: SlotTable
     sliding: SlotTable
     drafts: list[int] = field(default_factory=list)
+    num_scored: int = 0  # tokens of the prompt whose log-probabilities have been said, if asked for
     draft_state: DraftState = field(default_factory=DraftState)
 
     @classmethod

@@ -26,7 +26,8 @@ from model.sched.config import Load, SchedulerConfig
 from model.sched.scheduler import Scheduler
 from model.text.form import FREE, Form, with_form
 from model.text.grammars import Grammars
-from model.text.output import OutputEvent, OutputStream
+from model.text.output import OutputEvent
+from model.text.outputs import OutputStreams
 from model.text.prompt import PreparedPrompt, PromptBuilder
 from model.text.tools import CallPiece, join
 from model.types import Channel, Delta, FinishReason, Request, RequestKey, TokenLogprob, Usage
@@ -37,13 +38,15 @@ TENANT = "local"
 
 @dataclass
 class Answer:
-    """What a request has produced so far; complete once `finish_reason` or `error` is set.
+    """What a sample of a request has produced so far; complete once `finish_reason` or `error` is set.
 
-    `tool_calls` has one piece for each call, all of it.
+    `tool_calls` has one piece for each call, all of it. `usage` is that of the request; its prompt's
+    log-probabilities stand in the first sample.
     """
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[CallPiece, ...] = ()
@@ -63,11 +66,10 @@ class Answer:
 
 @dataclass
 class _Open:
-    answer: Answer
-    stream: OutputStream | None  # None: no tokenizer, ids alone
+    answers: list[Answer]  # by sample
+    streams: OutputStreams | None  # None: no tokenizer, ids alone
     on_event: Callable[[OutputEvent], None] | None
     vision_us: int
-    has_stopped: bool = False
 
 
 class LocalServer:
@@ -94,7 +96,21 @@ class LocalServer:
         on_event: Callable[[OutputEvent], None] | None = None,
         form: Form = FREE,
     ) -> Answer:
-        """Queue a prompt; `run` fills the answer. Raises InvalidRequest before anything is queued."""
+        """Queue a prompt; `run` fills the answer, the first where several samples are asked for.
+
+        Raises InvalidRequest before anything is queued.
+        """
+        return self.submit_samples(prompt, options, builder, on_event, form)[0]
+
+    def submit_samples(
+        self,
+        prompt: PreparedPrompt,
+        options: SamplingOptions,
+        builder: PromptBuilder | None,
+        on_event: Callable[[OutputEvent], None] | None = None,
+        form: Form = FREE,
+    ) -> list[Answer]:
+        """The same, with an answer for each sample."""
         sampling = resolve(
             options,
             self._defaults,
@@ -111,21 +127,22 @@ class LocalServer:
         began_s = time.perf_counter()
         self._encode_images(prompt, key)
         vision_us = round((time.perf_counter() - began_s) * 1e6) if prompt.images else 0
-        stream = None
+        streams = None
         if builder is not None:
-            stream = OutputStream.of(
+            streams = OutputStreams.of(
                 builder.tokenizer,
                 sampling,
                 starts_in_thinking=prompt.starts_in_thinking,
                 tools=prompt.tools,
             )
-        self._open[key] = _Open(Answer(), stream, on_event, vision_us)
+        answers = [Answer() for _ in range(sampling.num_samples)]
+        self._open[key] = _Open(answers, streams, on_event, vision_us)
         self._engine.add(Request(key, prompt.prompt_ids, sampling, spans, prefix_ends=prompt.prefix_ends))
-        return self._open[key].answer
+        return answers
 
     def run(self) -> None:
         """Work until every answer is complete. Raises the first error that a request ended with."""
-        answers = [request.answer for request in self._open.values()]
+        answers = [answer for request in self._open.values() for answer in request.answers]
         while self._open:
             if not self._engine.step() and self._open:
                 raise AssertionError(f"{len(self._open)} requests are open and nothing can be planned")
@@ -156,36 +173,41 @@ class LocalServer:
                 self._take_one(request, delta)
 
     def _take_one(self, request: _Open, delta: Delta) -> None:
-        answer = request.answer
-        if not request.has_stopped:
+        answer = request.answers[delta.sample]
+        if delta.prompt is not None:
+            answer.prompt_logprobs += delta.prompt.logprobs
+        if request.streams is None:
             answer.token_ids += delta.token_ids
             answer.logprobs += delta.logprobs
-        if request.stream is not None:
-            for event in request.stream.push(delta):
-                answer.add(event)
-                if request.on_event is not None:
-                    request.on_event(event)
-            if request.stream.stop_at is not None and not request.has_stopped:
-                request.has_stopped = True
-                del answer.token_ids[request.stream.stop_at :]
-                del answer.logprobs[request.stream.stop_at :]
-                if not delta.is_final:
-                    self._engine.stop(delta.key, request.stream.stop_at)
+            answer.finish_reason = delta.finish_reason
+        else:
+            self._read(request, request.streams, answer, delta)
         if delta.is_final:
-            answer.error = delta.error
-            answer.finish_reason, answer.usage = _ending(request, delta)
+            usage = delta.usage
+            if usage is not None and request.streams is not None:
+                usage = request.streams.usage(usage, request.vision_us)
+            for each in request.answers:
+                each.usage, each.error = usage, delta.error
             del self._open[delta.key]
 
-
-def _ending(request: _Open, delta: Delta) -> tuple[FinishReason | None, Usage | None]:
-    """What only the text stage knows about the end: tool calls asked for, tokens spent on thinking."""
-    stream = request.stream
-    if stream is None or delta.finish_reason is None or delta.usage is None:
-        return delta.finish_reason, delta.usage
-    usage = replace(
-        delta.usage, num_reasoning_tokens=stream.num_reasoning_tokens, vision_us=request.vision_us
-    )
-    return stream.finish_reason(delta.finish_reason), usage
+    def _read(self, request: _Open, streams: OutputStreams, answer: Answer, delta: Delta) -> None:
+        """Tokens and text up to a stop string, of which the engine is told."""
+        stream = streams[delta.sample]
+        has_stopped = stream.stop_at is not None
+        if not has_stopped:
+            answer.token_ids += delta.token_ids
+            answer.logprobs += delta.logprobs
+        for event in streams.push(delta):
+            answer.add(event)
+            if request.on_event is not None:
+                request.on_event(event)
+        if stream.stop_at is not None and not has_stopped:
+            del answer.token_ids[stream.stop_at :]
+            del answer.logprobs[stream.stop_at :]
+            if delta.finish_reason is None:
+                self._engine.stop(delta.key, stream.stop_at, delta.sample)
+        if delta.finish_reason is not None:
+            answer.finish_reason = stream.finish_reason(delta.finish_reason)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from model.options import EngineOptions, scheduler_config
 from model.placement import ExpertMap
 from model.sampler import SampleRow, sample
 from model.sched.step import RankResult, SequenceOutput, SequenceWork, Step, StepResult
+from model.scoring import score_prompts
 from model.text.grammars import Grammars
 from model.types import TokenLogprob
 from model.weights import load_decoder, load_mtp, open_checkpoint
@@ -96,11 +97,12 @@ class RankRunner:
         starts = [seq.start_of(work) for seq, work in works]
         if masked is not None:
             masked.result()
+        prompts = score_prompts(self._decoder, x_TH, works, starts)
         outputs = _outputs(sampling, rows, sample(logits_SV, rows))
         self._keep_rows(x_TH, works, starts)
         for seq_id in share.dropped:
             self._forget(seq_id)
-        return RankResult(outputs)
+        return RankResult(outputs, prompts)
 
     def _keep_rows(
         self, x_TH: torch.Tensor, works: list[tuple[LiveSequence, SequenceWork]], starts: list[int]

@@ -1,8 +1,9 @@
 """Logits to tokens: the same token alone or in any batch, and after any rebuild of the sequence.
 
 B rows, S of them sampled, V vocabulary, W words of 32 tokens. Order: penalties, bias, grammar, end tokens
-masked until min_tokens, temperature, top-k, top-p, min-p; then token n is the argmax of logits / T +
-Gumbel(seed, n, id) over what is left, which follows the softmax (Gumbel-max). Of equals the lowest id wins.
+masked until min_tokens, temperature, top-k, top-p, min-p; then token n of sample s is the argmax of
+logits / T + Gumbel(seed, s, n, id) over what is left, which follows the softmax (Gumbel-max). Of equals the
+lowest id wins.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ CHUNK_ELEMENTS = 2**21
 # How many of the most probable tokens are looked at before all are sorted: few nuclei are wider.
 NUCLEUS_WIDTHS = (64, 1024)
 _BITS = tuple(1 << bit for bit in range(8))
-# One sample per request so far; its place in the noise is fixed so that more can come.
-SAMPLE_INDEX = 0
 
 # SplitMix64 (Steele, Lea, Flood 2014): the increment and the two multipliers of its finaliser.
 _GAMMA = 0x9E3779B97F4A7C15
@@ -129,7 +128,7 @@ def sample(logits_BV: Tensor, rows: Sequence[SampleRow]) -> list[tuple[int, Toke
         for i, token_id in zip(chunk, _draw(changed_BV[chunk], [rows[i] for i in chunk]), strict=True):
             token_ids[i] = token_id
     return [
-        (token_id, _logprob(logits_BV[i], token_id, row.sampling.num_logprobs))
+        (token_id, _logprob_of(row, logits_BV[i], token_id))
         for i, (token_id, row) in enumerate(zip(token_ids, rows, strict=True))
     ]
 
@@ -268,13 +267,13 @@ def _column(values: Sequence[float], device: torch.device) -> Tensor:
 
 
 def _keys(rows: Sequence[SampleRow]) -> list[int]:
-    return [stream_key(row.sampling.seed, row.num_output) for row in rows]
+    return [stream_key(row.sampling.seed, row.num_output, row.sampling.sample) for row in rows]
 
 
-def stream_key(seed: int, token_index: int) -> int:
-    """Start of the noise of token `token_index` of the request's sample: 64 bits."""
+def stream_key(seed: int, token_index: int, sample: int = 0) -> int:
+    """Start of the noise of token `token_index` of a sample of the request: 64 bits."""
     key = 0
-    for part in (seed, SAMPLE_INDEX, token_index):
+    for part in (seed, sample, token_index):
         key = _mix((key + part + _GAMMA) & _MASK_64)
     return key
 
@@ -322,10 +321,13 @@ def _signed(x: int) -> int:
     return x - 2**64 if x >= 2**63 else x
 
 
-def _logprob(logits_V: Tensor, token_id: int, num_top: int | None) -> TokenLogprob | None:
-    """Of the unmodified distribution, natural logarithm, in float64."""
-    if num_top is None:
-        return None
+def _logprob_of(row: SampleRow, logits_V: Tensor, token_id: int) -> TokenLogprob | None:
+    num_top = row.sampling.num_logprobs
+    return None if num_top is None else token_logprob(logits_V, token_id, num_top)
+
+
+def token_logprob(logits_V: Tensor, token_id: int, num_top: int) -> TokenLogprob:
+    """Of the unmodified distribution, natural logarithm, in float64; and of the most probable tokens."""
     logits_V = logits_V.double()
     normaliser = logits_V.logsumexp(0)
     top_ids = _top_ids(logits_V, min(num_top, logits_V.shape[0]))

@@ -28,6 +28,8 @@ MAX_SEED = 2**64 - 1
 # Range and number of the OpenAI interface.
 MAX_LOGIT_BIAS = 100.0
 MAX_LOGIT_BIASES = 300
+# Enough for best-of and voting; every one holds a place among the running sequences.
+MAX_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class SamplingOptions:
     max_think_tokens: int | None = None
     logit_bias: tuple[tuple[int, float], ...] | None = None  # (token id, bias), every id once
     mtp: bool | None = None  # verify drafts for this request: the same tokens, sooner or later
+    n: int | None = None  # samples
+    num_prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -117,13 +121,15 @@ def resolve(
     seed: int,
     capacity_tokens: int | None = None,
     vocab_size: int | None = None,
+    max_samples: int = MAX_SAMPLES,
 ) -> SamplingParams:
     """Complete `options`; `seed` is used where the caller gave none.
 
-    `capacity_tokens`: what the KV cache holds of one sequence. Raises InvalidRequest for the first
-    wrong field, and for a prompt that leaves no room for a token.
+    `capacity_tokens`: what the KV cache holds of one sequence; `max_samples`: the limit of `n`. Raises
+    InvalidRequest for the first wrong field, and for a prompt that leaves no room for a token.
     """
     _check(options, vocab_size)
+    _check_int("n", options.n, 1, max_samples)
     max_tokens = _resolve_max_tokens(options, defaults, num_prompt_tokens, context_len, capacity_tokens)
     min_tokens = options.min_tokens or 0
     _require(min_tokens <= max_tokens, "min_tokens", f"{min_tokens} is above max_tokens, {max_tokens}")
@@ -144,6 +150,8 @@ def resolve(
         num_logprobs=options.num_logprobs,
         mtp=options.mtp is not False,
         max_think_tokens=options.max_think_tokens,
+        num_samples=_or(options.n, 1),
+        num_prompt_logprobs=options.num_prompt_logprobs,
         logit_bias=tuple(sorted({i: float(bias) for i, bias in options.logit_bias or ()}.items())),
     )
 
@@ -197,6 +205,7 @@ def _check(options: SamplingOptions, vocab_size: int | None = None) -> None:
     _check_int("min_tokens", options.min_tokens, 0)
     _check_int("max_think_tokens", options.max_think_tokens, 0)
     _check_int("num_logprobs", options.num_logprobs, 0, MAX_LOGPROBS)
+    _check_int("num_prompt_logprobs", options.num_prompt_logprobs, 0, MAX_LOGPROBS)
     _check_stop(options, vocab_size)
     _check_bias(options.logit_bias or (), vocab_size)
 

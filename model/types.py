@@ -42,7 +42,8 @@ class SamplingParams:
     """How tokens are chosen and when a sequence ends. Complete: made by `model.sampling.resolve`.
 
     temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off; `eos_token_ids` is empty
-    under ignore_eos; `num_logprobs` None is off, 0 gives the chosen token's alone.
+    under ignore_eos; `num_logprobs` None is off, 0 gives the chosen token's alone, and so
+    `num_prompt_logprobs` for the tokens of the prompt.
     """
 
     max_tokens: int
@@ -65,6 +66,9 @@ class SamplingParams:
     max_think_tokens: int | None = None  # then `</think>` comes, if it has not come before
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit), ascending
     think_end_id: int | None = None  # set where `max_think_tokens` is
+    num_samples: int = 1  # answers to one prompt; all else here is of each
+    sample: int = 0  # whose noise it is; of several samples, that of the first
+    num_prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class ImageSpan:
 
 @dataclass(frozen=True)
 class Request:
-    """One sequence to generate, ready for a scheduler: ids, not text; keys, not pixels."""
+    """One prompt to continue, ready for a scheduler: ids, not text; keys, not pixels."""
 
     key: RequestKey
     prompt_ids: tuple[int, ...]
@@ -110,8 +114,22 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class PromptLogprobs:
+    """Log-probabilities of prompt tokens from `first_token_index` on, each given the tokens before it.
+
+    None for the first token of all, and for slots of images.
+    """
+
+    first_token_index: int
+    logprobs: tuple[TokenLogprob | None, ...]
+
+
+@dataclass(frozen=True)
 class Usage:
-    """What a request consumed; added up by `Scheduler.commit`, times in microseconds."""
+    """What a request consumed; added up by `Scheduler.commit`, times in microseconds.
+
+    Of all samples together, the prompt counted once.
+    """
 
     num_prompt_tokens: int = 0
     num_image_tokens: int = 0
@@ -129,7 +147,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Delta:
-    """New tokens of one request. The last one carries `finish_reason` and `usage`, or `error`."""
+    """New tokens of one sample of a request, or a piece of what was asked about its prompt.
+
+    The last one of a sample carries `finish_reason`, the last one of all carries `usage` besides. An
+    `error` ends all samples.
+    """
 
     key: RequestKey
     first_token_index: int
@@ -139,8 +161,12 @@ class Delta:
     stop_token_id: int | None = None
     usage: Usage | None = None
     error: Exception | None = field(default=None, compare=False)
+    sample: int = 0  # which of the request's, from 0
+    num_samples_left: int = 0  # that go on behind one that ends
+    prompt: PromptLogprobs | None = None
 
     @property
     def is_final(self) -> bool:
         """True for exactly one delta of a request."""
-        return self.finish_reason is not None or self.error is not None
+        ends_all = self.finish_reason is not None and self.num_samples_left == 0
+        return ends_all or self.error is not None

@@ -121,7 +121,7 @@ class FakeLink:
         logprobs = _logprobs(request, piece)
         return Delta(request.key, start, piece, logprobs, finish_reason=reason, usage=usage)
 
-    def stop(self, key: RequestKey, num_tokens: int) -> None:
+    def stop(self, key: RequestKey, num_tokens: int, sample: int = 0) -> None:
         self.stops.append((key, num_tokens))
         if key in self.running:
             self.running[key] = FinishReason.STOP

@@ -73,9 +73,11 @@ class Decoder(nn.Module):
                 x_TH = x_TH + layer.attention(normed_TH, cos_sin[layer.kind], pool, groups[layer.kind])
             normed_TH = layer.mlp_norm(x_TH)
             x_TH = x_TH + (layer.mlp(normed_TH, dispatcher) if layer.is_moe else layer.mlp(normed_TH))
-        sampled_SH = self.norm(x_TH[batch.sample_rows_S])
-        logits_SV = linear(sampled_SH, self.head).to(torch.promote_types(x_TH.dtype, torch.float32))
-        return logits_SV, x_TH
+        return self.project(x_TH[batch.sample_rows_S]), x_TH
+
+    def project(self, x_SH: torch.Tensor) -> torch.Tensor:
+        """Rows [S, H] before the final norm -> logits [S, V], float32 (float64 in a float64 run)."""
+        return linear(self.norm(x_SH), self.head).to(torch.promote_types(x_SH.dtype, torch.float32))
 
     def _embed(self, batch: Batch) -> torch.Tensor:
         x_TH = F.embedding(batch.token_ids_T, self.embedding)

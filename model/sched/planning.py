@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from model.sched.sequence import Phase, Sequence
 from model.sched.space import Space
-from model.sched.step import AdmittedSequence, RankStep, SequenceWork
+from model.sched.step import AdmittedSequence, BlockCopy, RankStep, SequenceWork
 from model.sched.waiting import WaitingQueue
 
 
 class RankDraft:
     """One space's share of the step that is being planned."""
 
-    def __init__(self, space: Space, last_planned: int, now_s: float, *, has_drafts: bool = False) -> None:
+    def __init__(self, space: Space, step_id: int, now_s: float, *, has_drafts: bool = False) -> None:
         self.space = space
         self.num_preempted = 0
         self.work: list[SequenceWork] = []
         self.admitted: list[AdmittedSequence] = []
-        self._last_planned = last_planned
+        self._copies: list[BlockCopy] = []
+        self._step_id = step_id
+        self._last_planned = step_id - 1  # it may still touch what is freed now
         self._now_s = now_s
         self._budget = space.config.chunk_tokens  # for prefill, once decodes and drafts are reserved
         self._has_drafts = has_drafts
@@ -103,7 +105,10 @@ class RankDraft:
         return self.space.waiting if own.turn < other.turn else unplaced
 
     def admit(self, queue: WaitingQueue) -> bool:
-        """Admit the head of `queue` with its first tokens; False if there is no room for it now."""
+        """Admit the head of `queue` with its first tokens; False if there is no room for it now.
+
+        True may also say that there will be once more is asked.
+        """
         seq = queue.first
         assert seq is not None
         space = self.space
@@ -118,8 +123,11 @@ class RankDraft:
         sliding += num_free[1] - space.sliding.num_free
         num_tokens = self._room_for(seq, full, sliding)
         if num_tokens == 0:
+            needs_less = seq.tail is not None and not space.running
             space.detach(seq)
-            return False
+            if needs_less:  # alone, and no block is left beside the one to copy: it computes its prompt
+                space.prefixes.forget(seq.prompt_name)
+            return needs_less
         # One preempted while its last token was in flight: no block is free until that step returns.
         assert not seq.is_complete, seq
         queue.remove(seq)
@@ -149,12 +157,15 @@ class RankDraft:
             self.admitted.append(
                 AdmittedSequence(seq.seq_id, request.prompt_ids, request.sampling, request.images)
             )
-        self.work.append(self.space.take(seq, num_tokens))
+        work = self.space.take(seq, num_tokens)
+        self._copies += self.space.copy_tail(seq, work, self._step_id)
+        self.work.append(work)
 
     def finish(self) -> RankStep:
         """The finished share; takes along what the rank has to forget."""
         dropped, self.space.dropped = self.space.dropped, []
-        return RankStep(tuple(self.admitted), tuple(self.work), tuple(dropped))
+        self.space.free_followers()
+        return RankStep(tuple(self.admitted), tuple(self.work), tuple(dropped), tuple(self._copies))
 
 
 def admit_waiting(drafts: list[RankDraft], unplaced: WaitingQueue) -> None:

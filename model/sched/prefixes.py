@@ -3,6 +3,9 @@
 A prefix ends at a border between blocks. Kept are all its full-attention blocks, and those sliding blocks
 that the next position sees (contracts: window snapshots; recomputing a window is not exact). Its name is a
 hash over the tokens, block by block, the pictures among them, and whose request it was.
+
+The prompt that samples of a request share is kept in the same way under a name of its own, up to its last
+token but one. It may end within a block: what is behind that end in the block is another sample's.
 """
 
 from __future__ import annotations
@@ -13,13 +16,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from model.sched.blocks import BlockPool, first_window_block
+from model.sched.blocks import BlockPool, first_window_block, num_blocks
 from model.types import ImageSpan, Request
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """Blocks of a beginning. `sliding_blocks[0]` is logical block `num_sliding_freed`."""
+    """Blocks of a beginning, the last one filled in part or whole.
+
+    `sliding_blocks[0]` is logical block `num_sliding_freed`.
+    """
 
     num_tokens: int
     full_blocks: tuple[int, ...]
@@ -37,6 +43,10 @@ class Chain:
 
     block_size: int
     names: list[bytes] = field(default_factory=list)
+
+    def copy(self) -> Chain:
+        """Another one that has come as far."""
+        return Chain(self.block_size, list(self.names))
 
     def extend(self, request: Request, output_ids: list[int], num_tokens: int) -> None:
         """Bring it up to the whole blocks among the first `num_tokens` tokens."""
@@ -87,49 +97,58 @@ class PrefixCache:
         """The longest prefix kept of a chain, of at most so many tokens."""
         most = min(len(names), most_tokens // self._block_size)
         for num_full in sorted(self._num_by_length, reverse=True):
-            prefix = self._prefixes.get(names[num_full - 1]) if num_full <= most else None
+            prefix = self.get(names[num_full - 1]) if num_full <= most else None
             if prefix is not None:
-                self._prefixes.move_to_end(names[num_full - 1])
                 return prefix
         return None
 
+    def get(self, name: bytes) -> Prefix | None:
+        """What is kept under a name; counts as a use."""
+        prefix = self._prefixes.get(name)
+        if prefix is not None:
+            self._prefixes.move_to_end(name)
+        return prefix
+
     def keep(
         self,
-        names: list[bytes],
+        name: bytes,
         num_tokens: int,
         full_blocks: list[int],
         sliding_blocks: list[int],
         num_freed: int,
     ) -> None:
-        """Keep the whole blocks of the first `num_tokens` of a sequence, unless it has let go of one."""
-        num_full = num_tokens // self._block_size
-        first = first_window_block(num_full * self._block_size, self._window, self._block_size)
-        if num_full == 0 or first < num_freed or num_full > len(names):
+        """Keep the blocks of the first `num_tokens` of a sequence, unless it has let go of one."""
+        first = first_window_block(num_tokens, self._window, self._block_size)
+        if num_tokens == 0 or first < num_freed or self.get(name) is not None:
             return
-        name = names[num_full - 1]
-        if name in self._prefixes:
-            self._prefixes.move_to_end(name)
-            return
+        num_held = num_blocks(num_tokens, self._block_size)
         prefix = Prefix(
-            num_tokens=num_full * self._block_size,
-            full_blocks=tuple(full_blocks[:num_full]),
-            sliding_blocks=tuple(sliding_blocks[first - num_freed : num_full - num_freed]),
+            num_tokens=num_tokens,
+            full_blocks=tuple(full_blocks[:num_held]),
+            sliding_blocks=tuple(sliding_blocks[first - num_freed : num_held - num_freed]),
             num_sliding_freed=first,
         )
         self._full.keep(prefix.full_blocks)
         self._sliding.keep(prefix.sliding_blocks)
         self._prefixes[name] = prefix
-        self._num_by_length[num_full] += 1
+        self._num_by_length[num_held] += 1
+
+    def forget(self, name: bytes) -> None:
+        """Nobody asks for it any more; unknown names are ignored."""
+        prefix = self._prefixes.pop(name, None)
+        if prefix is not None:
+            self._give_up(prefix)
 
     def make_room(self, num_full: int, num_sliding: int) -> None:
         """Give up prefixes, longest unused first, until so many blocks are free; `num_free` says if."""
         while self._full.num_at_once < num_full or self._sliding.num_at_once < num_sliding:
             _, prefix = self._prefixes.popitem(last=False)
-            self._forget_length(len(prefix.full_blocks))
-            self._full.give_up(prefix.full_blocks)
-            self._sliding.give_up(prefix.sliding_blocks)
+            self._give_up(prefix)
 
-    def _forget_length(self, num_full: int) -> None:
+    def _give_up(self, prefix: Prefix) -> None:
+        self._full.give_up(prefix.full_blocks)
+        self._sliding.give_up(prefix.sliding_blocks)
+        num_full = len(prefix.full_blocks)
         self._num_by_length[num_full] -= 1
         if not self._num_by_length[num_full]:
             del self._num_by_length[num_full]

@@ -10,13 +10,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from model.errors import AlreadyExists, FluytError, InvalidRequest, Overloaded
-from model.sched.blocks import num_blocks
+from model.errors import AlreadyExists, FluytError, InvalidRequest
 from model.sched.config import Load, Placement, SchedulerConfig
-from model.sched.drafting import Acceptance, DraftPolicy
+from model.sched.drafting import DraftPolicy
 from model.sched.planning import RankDraft, admit_waiting
-from model.sched.prefixes import Chain, borders
+from model.sched.refusals import check_queue, check_request
+from model.sched.samples import Samples
 from model.sched.sequence import Phase, Sequence
 from model.sched.space import Space
 from model.sched.step import RankResult, RankStep, SequenceOutput, SequenceWork, Step, StepResult
@@ -27,7 +28,6 @@ from model.types import Delta, FinishReason, Request, RequestKey
 __all__ = ["MAX_STEPS_IN_FLIGHT", "Load", "Placement", "Scheduler", "SchedulerConfig"]
 
 MAX_STEPS_IN_FLIGHT = 2  # the one that runs, and the next
-_RETRY_RANGE_S = (1.0, 60.0)  # told to callers when the queue is full
 
 
 class Scheduler:
@@ -50,7 +50,7 @@ class Scheduler:
     def _clear(self) -> None:
         self._spaces = [Space(self.config, index) for index in range(self.config.num_spaces)]
         self._unplaced = WaitingQueue()
-        self._by_key: dict[RequestKey, Sequence] = {}
+        self._by_key: dict[RequestKey, Samples] = {}
         self._by_id: dict[int, Sequence] = {}
         self._in_flight: deque[Step] = deque()
         self._next_step_id = 0
@@ -63,67 +63,70 @@ class Scheduler:
 
         Raises InvalidRequest (over the context, or can never fit), AlreadyExists, Overloaded.
         """
-        self._check_request(request)
+        check_request(self.config, request)
         if request.key in self._by_key:
             raise AlreadyExists(f"request {request.key.request_id!r} is open")
-        self._check_queue(request)
-        phase = Phase.FETCHING if needs_images else Phase.WAITING
-        place = self._turns.place(request)
-        seq = Sequence(self._num_added, request, self._clock_s(), place, phase)
-        if self.config.num_drafts and request.sampling.mtp:
-            seq.acceptance = Acceptance([1.0] * self.config.num_drafts)
-        if self.config.keeps_prefixes:
-            seq.chain = Chain(self.config.block_size)
-            seq.chain.extend(request, [], seq.num_prompt)
-            seq.borders = borders(request, self.config.block_size)
-        self._num_added += 1
+        check_queue(self.config, request, self.load(), self._tokens_per_s)
+        place, now_s = self._turns.place(request), self._clock_s()
+        samples = Samples.of(request, self.config, self._num_added, place, now_s)
+        self._num_added += len(samples.sequences)
+        seq = samples.first
         if needs_images:
             space = min(self._spaces, key=lambda space: (space.num_pending_tokens, space.index))
-            seq.space = space.index
+            seq.space, seq.phase = space.index, Phase.FETCHING
             space.fetching.push(seq)
         else:
+            seq.phase = Phase.WAITING
             self._unplaced.push(seq)
-        self._by_key[request.key] = self._by_id[seq.seq_id] = seq
+        self._by_key[request.key] = samples
+        self._by_id |= {seq.seq_id: seq for seq in samples.sequences}
         self._debug_check()
         return Placement(seq.seq_id, seq.space)
 
     def images_ready(self, key: RequestKey) -> None:
         """The embeddings of a request have reached its rank; unknown keys (aborted since) are ignored."""
-        seq = self._by_key.get(key)
-        if seq is None or seq.phase is not Phase.FETCHING:
+        samples = self._by_key.get(key)
+        if samples is None or samples.first.phase is not Phase.FETCHING:
             return
+        seq = samples.first
         space = self._space_of(seq)
         space.fetching.remove(seq)
         seq.phase = Phase.WAITING
         space.waiting.push(seq)
         self._debug_check()
 
-    def abort(self, key: RequestKey, error: FluytError | None = None) -> Delta | None:
-        """End a request at once: ABORTED, or `error`. None if it is not open."""
-        seq = self._by_key.get(key)
-        if seq is None:
-            return None
-        reason = FinishReason.ABORTED if error is None else None
-        delta = self._end(seq, Delta(key, seq.num_output, finish_reason=reason, error=error))
+    def abort(self, key: RequestKey, error: FluytError | None = None) -> list[Delta]:
+        """End a request at once: every sample as ABORTED, or all with one `error`. Empty: it is not open."""
+        samples = self._by_key.get(key)
+        if samples is None:
+            return []
+        if error is not None:
+            deltas = [self._end_all(samples, samples.open[0], error)]
+        else:
+            deltas = [
+                self._end(seq, self._delta(seq, finish_reason=FinishReason.ABORTED)) for seq in samples.open
+            ]
         self._debug_check()
-        return delta
+        return deltas
 
-    def stop(self, key: RequestKey, num_tokens: int) -> Delta | None:
-        """The text stage found a stop string in the first `num_tokens`; later tokens are not billed."""
-        seq = self._by_key.get(key)
-        if seq is None:
+    def stop(self, key: RequestKey, num_tokens: int, sample: int = 0) -> Delta | None:
+        """The text stage found a stop string in the first `num_tokens`; later tokens are not billed.
+
+        None if the sample is not open, or has no token yet that others wait for.
+        """
+        samples = self._by_key.get(key)
+        seq = None if samples is None else samples.find(sample)
+        if seq is None or seq.followers:
             return None
         num_tokens = min(num_tokens, seq.num_output)
-        delta = self._end(seq, Delta(key, num_tokens, finish_reason=FinishReason.STOP))
+        delta = Delta(key, num_tokens, finish_reason=FinishReason.STOP, sample=sample)
+        delta = self._end(seq, delta)
         self._debug_check()
         return delta
 
     def fail_all(self, error: FluytError) -> list[Delta]:
         """The gang is gone: every open request ends with `error`. Nothing is planned until `reset`."""
-        deltas = [
-            self._end(seq, Delta(seq.request.key, seq.num_output, error=error))
-            for seq in list(self._by_id.values())
-        ]
+        deltas = [self._end_all(samples, samples.open[0], error) for samples in list(self._by_key.values())]
         self._clear()
         self._is_failed = True
         return deltas
@@ -144,7 +147,7 @@ class Scheduler:
         now_s = self._clock_s()
         has_drafts = self.config.num_drafts > 0 and self._policy.chooses_drafts(self._num_decoding)
         drafts = [
-            RankDraft(space, self._last_planned, now_s, has_drafts=has_drafts) for space in self._spaces
+            RankDraft(space, self._next_step_id, now_s, has_drafts=has_drafts) for space in self._spaces
         ]
         for draft in drafts:
             draft.plan_running()
@@ -152,7 +155,9 @@ class Scheduler:
         admit_waiting(drafts, self._unplaced)
         for draft in drafts:
             for admitted in draft.admitted:
-                self._turns.took(self._by_id[admitted.seq_id].place)
+                seq = self._by_id[admitted.seq_id]
+                self._turns.took(seq.place)
+                self._let_go_of_prompt(seq)
         step = self._finish(drafts) if any(draft.work for draft in drafts) else None
         self._debug_check()
         return step
@@ -187,11 +192,15 @@ class Scheduler:
         assert outputs.keys() == expected.keys(), (sorted(outputs), sorted(expected))
         now_s = self._clock_s()
         # Sequences that ended while the step was in flight are no longer open: their output is dropped.
-        return [
-            self._commit_output(self._by_id[seq_id], work, outputs[seq_id], now_s)
-            for seq_id, work in expected.items()
-            if seq_id in self._by_id
+        deltas = [
+            self._delta(self._by_id[scored.seq_id], prompt=scored.logprobs)
+            for scored in result.prompts
+            if scored.seq_id in self._by_id
         ]
+        for seq_id, work in expected.items():
+            if seq_id in self._by_id:  # asked again for each: one that fails ends its siblings
+                deltas.append(self._commit_output(self._by_id[seq_id], work, outputs[seq_id], now_s))
+        return deltas
 
     def _commit_output(
         self, seq: Sequence, work: SequenceWork, output: SequenceOutput, now_s: float
@@ -200,14 +209,13 @@ class Scheduler:
         assert 1 <= num_gained <= 1 + work.num_drafts, (output.seq_id, num_gained, work.num_drafts)
         if output.failure:
             error = InvalidRequest(_form_field(seq.request), output.failure)
-            return self._end(seq, Delta(seq.request.key, seq.num_output, error=error))
+            return self._end_all(self._by_key[seq.request.key], seq, error)
         self._count_drafts(seq, work.num_drafts, num_gained - 1)
         num_kept, reason = seq.cut(output.token_ids)
-        delta = Delta(
-            seq.request.key,
-            seq.num_output,
-            output.token_ids[:num_kept],
-            output.logprobs[:num_kept],
+        delta = self._delta(
+            seq,
+            token_ids=output.token_ids[:num_kept],
+            logprobs=output.logprobs[:num_kept],
             finish_reason=reason,
             stop_token_id=output.token_ids[num_kept - 1] if reason is FinishReason.STOP else None,
         )
@@ -277,20 +285,47 @@ class Scheduler:
         space = self._spaces[seq.space]
         return space.fetching if seq.phase is Phase.FETCHING else space.waiting
 
+    @staticmethod
+    def _delta(seq: Sequence, **content: Any) -> Delta:
+        return Delta(seq.request.key, seq.num_output, sample=seq.sample, **content)
+
     def _end(self, seq: Sequence, delta: Delta) -> Delta:
-        """Take a sequence out of every book; returns its last delta, with the bill."""
+        """Take a sequence out of every book; returns its last delta, the last of all with the bill."""
+        samples = self._by_key[seq.request.key]
+        self._take_out(samples, seq, delta.first_token_index + len(delta.token_ids))
+        num_left = len(samples.open)
+        usage = None if num_left else samples.usage(self._clock_s())
+        return replace(delta, num_samples_left=num_left, usage=usage)
+
+    def _end_all(self, samples: Samples, seq: Sequence, error: FluytError) -> Delta:
+        """End every sample that is open for what happened to `seq`."""
+        for each in samples.open:
+            self._take_out(samples, each, each.num_output)
+        return self._delta(seq, error=error, usage=samples.usage(self._clock_s()))
+
+    def _take_out(self, samples: Samples, seq: Sequence, num_completion: int) -> None:
         if seq.phase is Phase.RUNNING:
             space = self._space_of(seq)
             space.keep_answer(seq)
             space.running.remove(seq)
             space.release(seq, self._last_planned)
+        elif seq.phase is Phase.FOLLOWING:
+            samples.first.followers.remove(seq)
         else:
             self._queue_of(seq).remove(seq)
-        if seq.space is not None:  # its rank knows it, or has begun to fetch its images
-            self._space_of(seq).dropped.append(seq.seq_id)
-        del self._by_key[seq.request.key], self._by_id[seq.seq_id]
-        num_completion = delta.first_token_index + len(delta.token_ids)
-        return replace(delta, usage=seq.usage(self._clock_s(), num_completion))
+        del self._by_id[seq.seq_id]
+        seq.num_completion = num_completion
+        forgotten = samples.to_forget(seq)
+        if samples.first.space is not None:  # its rank knows it, or has begun to fetch its images
+            self._space_of(samples.first).dropped += forgotten
+        self._let_go_of_prompt(seq)
+        if not samples.open:
+            del self._by_key[seq.request.key]
+
+    def _let_go_of_prompt(self, seq: Sequence) -> None:
+        """What samples share of their prompt is kept until the last of them has started."""
+        if seq.prompt_name and seq.space is not None and not self._by_key[seq.request.key].to_start:
+            self._space_of(seq).prefixes.forget(seq.prompt_name)
 
     def load(self) -> Load:
         """Counts for status and metrics."""
@@ -306,7 +341,7 @@ class Scheduler:
             num_sliding_blocks=config.num_sliding_blocks * config.num_spaces,
             num_free_sliding_blocks=sum(space.sliding.num_free for space in spaces),
             num_preemptions=self._num_preemptions,
-            num_prefixes=sum(len(space.prefixes) for space in spaces if space.prefixes is not None),
+            num_prefixes=sum(len(space.prefixes) for space in spaces),
             num_held=tuple(self._num_held),
             num_verified=tuple(self._num_verified),
             unbilled_us=self._unbilled_us,
@@ -320,7 +355,10 @@ class Scheduler:
             space.check(is_idle=not self._in_flight)
             num_in_queues += len(space.waiting) + len(space.fetching) + len(space.running)
         self._unplaced.check()
-        assert num_in_queues == len(self._by_id) == len(self._by_key), (num_in_queues, len(self._by_id))
+        num_following = sum(len(seq.followers) for seq in self._by_id.values())
+        num_open = sum(len(samples.open) for samples in self._by_key.values())
+        found = (num_in_queues + num_following, num_open)
+        assert found == (len(self._by_id), len(self._by_id)), (found, len(self._by_id))
         works = [work for step in self._in_flight for rank in step.ranks for work in rank.work]
         num_sampling, num_drafting = Counter[int](), Counter[int]()
         for work in works:
@@ -335,58 +373,6 @@ class Scheduler:
     def _debug_check(self) -> None:
         if self.config.debug_checks:
             self.check_integrity()
-
-    # ---- refusals
-
-    def _check_request(self, request: Request) -> None:
-        config = self.config
-        num_prompt, max_tokens = len(request.prompt_ids), request.sampling.max_tokens
-        if num_prompt == 0:
-            raise InvalidRequest("prompt", "is empty")
-        if max_tokens < 1:
-            raise InvalidRequest("sampling.max_tokens", f"{max_tokens} is below 1")
-        if num_prompt >= config.context_len:
-            raise InvalidRequest(
-                "prompt",
-                f"{num_prompt} tokens; the context of {config.context_len} has no room for an answer",
-            )
-        if num_prompt + max_tokens > config.context_len:
-            raise InvalidRequest(
-                "sampling.max_tokens",
-                f"{max_tokens} after a prompt of {num_prompt} is over the context of {config.context_len}",
-            )
-        self._check_fits(num_prompt, max_tokens)
-
-    def _check_fits(self, num_prompt: int, max_tokens: int) -> None:
-        """Refuse what could not run even alone."""
-        config = self.config
-        needed = num_blocks(num_prompt + max_tokens - 1, config.block_size)
-        sliding_needed = min(needed, config.min_sliding_blocks)
-        for group, need, have in (
-            ("full", needed, config.num_full_blocks),
-            ("sliding", sliding_needed, config.num_sliding_blocks),
-        ):
-            if need > have:
-                raise InvalidRequest(
-                    "prompt" if num_prompt >= config.capacity_tokens else "sampling.max_tokens",
-                    f"prompt of {num_prompt} and max_tokens of {max_tokens} need {need} {group}-attention "
-                    f"blocks of {config.block_size} tokens; there are {have}",
-                )
-
-    def _check_queue(self, request: Request) -> None:
-        """Refuse when the queue is full; one that is empty takes a prompt of any length."""
-        config, load = self.config, self.load()
-        num_tokens = load.num_queued_tokens + len(request.prompt_ids)
-        if load.num_waiting >= config.max_queued:
-            text, subject = f"{load.num_waiting} requests wait, the limit is {config.max_queued}", "queue"
-        elif load.num_waiting and num_tokens > config.max_queued_tokens:
-            text = f"{num_tokens} prompt tokens would wait, the limit is {config.max_queued_tokens}"
-            subject = "queued_tokens"
-        else:
-            return
-        shortest_s, longest_s = _RETRY_RANGE_S
-        wait_s = load.num_queued_tokens / self._tokens_per_s if self._tokens_per_s else shortest_s
-        raise Overloaded(text, retry_after_s=min(max(wait_s, shortest_s), longest_s), subject=subject)
 
 
 def _form_field(request: Request) -> str:

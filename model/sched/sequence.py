@@ -1,4 +1,4 @@
-"""One sequence: all that the scheduler knows about it. Only the scheduler writes it."""
+"""One sequence, a sample of a request: all the scheduler knows about it. Only the scheduler writes it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from model.sched.drafting import Acceptance
 from model.sched.loops import LoopDetector
 from model.sched.prefixes import Chain
 from model.sched.turns import turn_of
-from model.types import FinishReason, Request, Usage
+from model.types import FinishReason, Request
 
 
 class Phase(Enum):
     """Where an open sequence is. One that has ended is in no book any more."""
 
+    FOLLOWING = "following"  # another sample of its request is computing their prompt
     FETCHING = "fetching"  # its rank is pulling image embeddings
     WAITING = "waiting"  # holds no blocks: new, or preempted
     RUNNING = "running"
@@ -23,7 +24,7 @@ class Phase(Enum):
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """Counts about one request. Positions count as computed when planned: steps return in order.
+    """Counts about one sample. Positions count as computed when planned: steps return in order.
 
     Known tokens are the prompt, the tokens committed, and those that steps in flight will sample: an
     upper bound, which the next step finds true unless drafts fail or the sequence ends before.
@@ -34,6 +35,11 @@ class Sequence:
     added_s: float
     place: float  # in its tenant's line, in tokens (turns)
     phase: Phase
+    sample: int = 0  # which of its request's
+    prompt_name: bytes = (
+        b""  # under which the request's samples keep their prompt; empty: there is one sample
+    )
+    followers: list[Sequence] = field(default_factory=list, repr=False)  # they start when it has the prompt
     space: int | None = None
     is_admitted: bool = False  # its rank has prompt and sampling parameters
     num_output: int = 0  # tokens committed
@@ -43,11 +49,14 @@ class Sequence:
     full_blocks: list[int] = field(default_factory=list)
     sliding_blocks: list[int] = field(default_factory=list)  # those not behind the window
     num_sliding_freed: int = 0  # logical index of sliding_blocks[0]
+    tail: tuple[int, int] | None = None  # full and sliding block that it will copy, and go on in the copy
     has_begun: bool = False  # its rank has had work of it since it was taken up
     output_ids: list[int] = field(default_factory=list, repr=False)  # committed, for the names of prefixes
     chain: Chain | None = field(default=None, repr=False)
     borders: tuple[int, ...] = ()  # of the prompt: where it will be a prefix of others, ascending
     num_cached: int = 0  # tokens that were computed already when it was first admitted
+    num_scored: int = 0  # positions of the prompt whose log-probabilities are planned, if asked for
+    num_completion: int | None = None  # tokens billed; None while it is open
     compute_us: int = 0
     started_s: float | None = None  # first planned
     first_token_s: float | None = None
@@ -67,6 +76,20 @@ class Sequence:
     def num_prompt(self) -> int:
         """Tokens of the prompt, image slots included."""
         return len(self.request.prompt_ids)
+
+    @property
+    def num_queued(self) -> int:
+        """What its place in a queue counts: the prompt, or that of a sample that will find it computed.
+
+        Not the tokens of the answer, whose number changes while a preempted sequence waits.
+        """
+        return 1 if self.sample and not self.is_admitted else self.num_prompt
+
+    @property
+    def has_to_score(self) -> bool:
+        """Whether its prompt has to be computed here, whoever computed it before."""
+        asked = self.request.sampling.num_prompt_logprobs is not None
+        return asked and self.num_scored < self.num_prompt - 1
 
     @property
     def num_positions(self) -> int:
@@ -100,6 +123,7 @@ class Sequence:
         self.has_begun = False
         self.full_blocks = []
         self.sliding_blocks = []
+        self.tail = None
 
     def cut(self, token_ids: tuple[int, ...]) -> tuple[int, FinishReason | None]:
         """How many of the tokens just gained count, and why the sequence ends with the last. Asked once."""
@@ -130,24 +154,3 @@ class Sequence:
         if num_before + 1 >= sampling.max_tokens:
             return FinishReason.LENGTH
         return FinishReason.LOOP if is_loop and num_before + 1 >= sampling.min_tokens else None
-
-    def usage(self, now_s: float, num_completion: int) -> Usage:
-        """Bill at `now_s`; wall time: queue until first planned, prefill until the first token, decode."""
-        started_s = now_s if self.started_s is None else self.started_s
-        first_token_s = now_s if self.first_token_s is None else self.first_token_s
-        return Usage(
-            num_prompt_tokens=self.num_prompt,
-            num_image_tokens=sum(span.num_tokens for span in self.request.images),
-            num_cached_tokens=self.num_cached,
-            num_completion_tokens=num_completion,
-            num_draft_tokens=self.num_drafted,
-            num_accepted_tokens=self.num_accepted,
-            queue_us=_microseconds(started_s - self.added_s),
-            prefill_us=_microseconds(first_token_s - started_s),
-            decode_us=_microseconds(now_s - first_token_s),
-            compute_us=self.compute_us,
-        )
-
-
-def _microseconds(seconds: float) -> int:
-    return round(seconds * 1e6)

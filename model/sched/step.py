@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from model.types import ImageSpan, SamplingParams, TokenLogprob
+from model.types import ImageSpan, PromptLogprobs, SamplingParams, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,19 @@ class SequenceOutput:
 
 
 @dataclass(frozen=True)
+class ScoredPrompt:
+    """What was asked about the prompt of a sequence: a piece for every step, each token once."""
+
+    seq_id: int
+    logprobs: PromptLogprobs
+
+
+@dataclass(frozen=True)
 class RankResult:
     """What one sequence space produced: an output for every work item with `samples`."""
 
     outputs: tuple[SequenceOutput, ...] = ()
+    prompts: tuple[ScoredPrompt, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -31,20 +31,15 @@ class WaitingQueue:
         assert seq.seq_id not in self._sequences, seq.seq_id
         insort(self._turns, seq.turn)
         self._sequences[seq.seq_id] = seq
-        self.num_tokens += self._tokens(seq)
+        self.num_tokens += seq.num_queued
 
     def remove(self, seq: Sequence) -> None:
         """Take out a sequence, wherever it stands."""
         del self._sequences[seq.seq_id]
         del self._turns[bisect_left(self._turns, seq.turn)]
-        self.num_tokens -= self._tokens(seq)
+        self.num_tokens -= seq.num_queued
 
     def check(self) -> None:
         """Assert that order, members and token count agree."""
         assert self._turns == sorted(seq.turn for seq in self._sequences.values()), self._turns
-        assert self.num_tokens == sum(map(self._tokens, self._sequences.values())), self.num_tokens
-
-    @staticmethod
-    def _tokens(seq: Sequence) -> int:
-        # The prompt alone: the number of output tokens changes while a preempted sequence waits.
-        return seq.num_prompt
+        assert self.num_tokens == sum(seq.num_queued for seq in self._sequences.values()), self.num_tokens

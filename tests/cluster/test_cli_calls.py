@@ -38,7 +38,7 @@ def of_ask() -> list[pb.GenerateEvent]:
 
 
 def test_run_and_ask_print_the_same_json() -> None:
-    by_run, by_ask = cli_run.to_json(of_run()), cli_ask.to_json(of_ask())
+    by_run, by_ask = cli_run.to_json([of_run()]), cli_ask.to_json(of_ask())
     assert by_run == by_ask
     assert by_run["tool_calls"] == JSON
 
@@ -53,7 +53,7 @@ def test_a_terminal_shows_a_line_for_each_call_as_it_comes() -> None:
 
 
 def test_a_terminal_shows_calls_instead_of_their_tags(capsys: pytest.CaptureFixture[str]) -> None:
-    cli_run._print_answer(of_run(), as_json=False, is_printed=False)
+    cli_run._print_answers([of_run()], as_json=False, is_printed=False)
     assert capsys.readouterr().out == '\nf {"a": 1}\n\ng {"b": "x\n\n'
     assert cli_ask._shown(of_ask()[0].delta) == calls_text(PIECES)
     assert cli_ask._shown(pb.Delta(channel=pb.CHANNEL_TEXT, text="plain")) == "plain"

@@ -92,6 +92,7 @@ def test_the_limits_are_the_defaults(readme: str) -> None:
         ),
         "size of a message": f"{ServerOptions().max_message_bytes // MIB} MiB",
         "stop strings; characters of one": f"{MAX_STOP_STRINGS}; {MAX_STOP_STRING_CHARS}",
+        "samples of a request": f"{config.admission.max_samples}",
         "`request_id`, `task_id`": f"{MAX_ID_BYTES} bytes",
         "longest deadline, also that of a call without one": f"{config.admission.max_deadline_s:.0f} s",
         "open requests of a front door, and of one tenant at it": f"{config.admission.max_open_requests}",

@@ -74,6 +74,20 @@ async def test_many_streams_at_once_answer_as_one_process_does(
     assert [list(answer.token_ids) for answer in answers] == expected
 
 
+def test_samples_of_ask_are_those_of_one_process(application: Application, tmp_path: Path) -> None:
+    sampling = {"max_tokens": 20, "temperature": 9.0, "seed": 7, "n": 3, "num_prompt_logprobs": 1}
+    (tmp_path / "r.jsonl").write_text(json.dumps({"text": "Say anything.", **sampling}))
+    alone = application.fluyt("run", "--requests", str(tmp_path / "r.jsonl"), "--dtype", "float64", "--json")
+    flags = ("--max-tokens", "20", "--temperature", "9", "--seed", "7", "--n", "3", "--prompt-logprobs", "1")
+    asked = application.fluyt("ask", "Say anything.", *flags, "--json")
+    expected, found = (json.loads(result.stdout) for result in (alone, asked))
+    assert [s["token_ids"] for s in found["samples"]] == [s["token_ids"] for s in expected["samples"]]
+    assert len({tuple(sample["token_ids"]) for sample in found["samples"]}) == 3
+    assert found["usage"]["num_prompt_tokens"] == len(found["prompt_logprobs"])
+    shown = application.fluyt("ask", "Say anything.", *flags)
+    assert [f"--- sample {number} of 3 ---" in shown.stdout for number in (1, 2, 3)] == [True] * 3
+
+
 async def test_an_image_goes_through_the_encoder_and_gives_the_tokens_of_one_process(
     application: Application, client: Client
 ) -> None:

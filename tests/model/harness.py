@@ -45,6 +45,9 @@ class RecordingDecoder:
         self.logits += list(logits_SV)
         return logits_SV, x_TH
 
+    def project(self, x_SH: torch.Tensor) -> torch.Tensor:
+        return self._decoder.project(x_SH)
+
 
 def local_runner(
     checkpoint: Checkpoint, options: EngineOptions, device: torch.device = CPU

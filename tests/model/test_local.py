@@ -133,6 +133,52 @@ def test_the_same_seed_gives_the_same_text(server: LocalServer, builder: PromptB
     assert first.token_ids != other.token_ids
 
 
+def test_samples_come_together_with_one_bill(server: LocalServer, builder: PromptBuilder) -> None:
+    options = SamplingOptions(temperature=1.0, max_tokens=12, ignore_eos=True, seed=3, n=3)
+    answers = server.submit_samples(builder.from_chat(question("What is the total?")), options, builder)
+    server.run()
+    assert answers[0].token_ids == ask(server, builder, replace(options, n=None)).token_ids
+    assert len({tuple(answer.token_ids) for answer in answers}) == 3
+    assert [answer.reasoning for answer in answers] == [
+        builder.tokenizer.decode(answer.token_ids) for answer in answers
+    ]
+    usage = answers[0].usage
+    assert usage is not None
+    assert (usage.num_completion_tokens, usage.num_reasoning_tokens) == (36, 36)
+    assert all(answer.usage == usage for answer in answers)
+
+
+def test_a_stop_string_ends_one_sample(server: LocalServer, builder: PromptBuilder) -> None:
+    options = SamplingOptions(temperature=1.0, max_tokens=12, ignore_eos=True, seed=3, n=3)
+    prompt = builder.from_chat(question("What is the total?"))
+    whole = server.submit_samples(prompt, options, builder)
+    server.run()
+    written = whole[1].reasoning
+    stop = next(
+        pair for i in range(3, len(written)) if (pair := written[i : i + 2]) not in whole[0].reasoning
+    )
+    cut = server.submit_samples(prompt, replace(options, stop=(stop,)), builder)
+    server.run()
+    assert [answer.finish_reason for answer in cut] == [
+        FinishReason.STOP if stop in answer.reasoning else FinishReason.LENGTH for answer in whole
+    ]
+    assert [answer.reasoning for answer in cut] == [answer.reasoning.split(stop)[0] for answer in whole]
+    assert len(cut[1].token_ids) < len(cut[0].token_ids) == 12
+    assert cut[0].usage is not None
+    assert cut[0].usage.num_completion_tokens == sum(len(answer.token_ids) for answer in cut)
+
+
+def test_log_probabilities_of_the_prompt_come_with_the_answer(
+    server: LocalServer, builder: PromptBuilder
+) -> None:
+    prompt = builder.from_chat(question("What is the total?"))
+    answer = server.submit(prompt, replace(GREEDY, num_prompt_logprobs=1), builder)
+    server.run()
+    assert len(answer.prompt_logprobs) == len(prompt.prompt_ids)
+    assert answer.prompt_logprobs[0] is None
+    assert all(item is not None and len(item.top) == 1 for item in answer.prompt_logprobs[1:])
+
+
 def test_bad_sampling_is_refused_before_anything_runs(server: LocalServer, builder: PromptBuilder) -> None:
     with pytest.raises(InvalidRequest, match=r"sampling\.temperature"):
         ask(server, builder, SamplingOptions(temperature=-1.0))

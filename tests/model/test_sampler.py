@@ -267,6 +267,17 @@ def test_noise_has_the_bits_of_the_integer_hash() -> None:
         assert noise_V.tolist() == pytest.approx(expected, rel=1e-12)
 
 
+def test_samples_of_a_request_have_noise_of_their_own() -> None:
+    logits_BV = torch.zeros(64, 500)
+    rows = [SampleRow(replace(PLAIN, temperature=1.0, seed=3, sample=s), (), ()) for s in range(64)]
+    drawn = [token_id for token_id, _ in sample(logits_BV, rows)]
+    assert len(set(drawn)) > 50
+    assert (
+        drawn[0] == sample(logits_BV[:1], [SampleRow(replace(PLAIN, temperature=1.0, seed=3), (), ())])[0][0]
+    )
+    assert stream_key(3, 5, 0) == stream_key(3, 5) != stream_key(3, 5, 1)
+
+
 def test_noise_is_finite_at_both_ends_of_the_hash() -> None:
     assert _gumbel_of_bits(torch.tensor([0, 2**52 - 1])).tolist() == pytest.approx([-3.60, 36.74], abs=0.01)
 

@@ -83,6 +83,13 @@ WRONG = {
         "50 is above 49",
     ),
     "too many logprobs": ({"num_logprobs": 21}, "sampling.num_logprobs", "21 is above 20"),
+    "too many logprobs of the prompt": (
+        {"num_prompt_logprobs": 21},
+        "sampling.num_prompt_logprobs",
+        "21 is above 20",
+    ),
+    "no samples": ({"n": 0}, "sampling.n", "0 is below 1"),
+    "too many samples": ({"n": 17}, "sampling.n", "17 is above 16"),
 }
 
 
@@ -122,6 +129,12 @@ RIGHT = {
 def test_what_is_allowed_arrives_as_given(fields: dict[str, Any]) -> None:
     params = complete(SamplingOptions(**fields))
     assert {name: getattr(params, name) for name in fields} == fields
+
+
+def test_a_deployment_may_allow_more_samples_or_fewer() -> None:
+    assert complete(SamplingOptions(n=20), max_samples=32).num_samples == 20
+    with pytest.raises(InvalidRequest, match=r"sampling\.n: 3 is above 2"):
+        complete(SamplingOptions(n=3), max_samples=2)
 
 
 def test_zero_counts_as_set() -> None:

@@ -65,8 +65,9 @@ class InferenceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Generate(self, request, context):
-        """Answers one prompt. Exactly one Started, any number of Delta, then exactly one Finished, or
-        the call ends with a status that is not OK. Cancelling the call ends the work.
+        """Answers one prompt. Exactly one Started, PromptLogprobs if asked for, any number of Delta, then
+        exactly one Finished (of each sample, where several were asked for), or the call ends with a status
+        that is not OK. Cancelling the call ends the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -92,7 +92,7 @@ class AddSequence(_message.Message):
     def __init__(self, ticket: _Optional[int] = ..., tenant: _Optional[str] = ..., request_id: _Optional[str] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ..., task_id: _Optional[str] = ..., embeddings_address: _Optional[str] = ..., deadline_ms: _Optional[int] = ..., prefix_ends: _Optional[_Iterable[int]] = ..., priority: _Optional[int] = ...) -> None: ...
 
 class SequenceSampling(_message.Message):
-    __slots__ = ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "stop", "stop_token_ids", "eos_token_ids", "num_logprobs", "mtp", "starts_in_thinking", "grammar", "max_think_tokens", "think_end_id", "logit_bias")
+    __slots__ = ("max_tokens", "seed", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "min_tokens", "stop", "stop_token_ids", "eos_token_ids", "num_logprobs", "mtp", "starts_in_thinking", "grammar", "max_think_tokens", "think_end_id", "logit_bias", "num_samples", "sample", "num_prompt_logprobs")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,9 @@ class SequenceSampling(_message.Message):
     MAX_THINK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     THINK_END_ID_FIELD_NUMBER: _ClassVar[int]
     LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     max_tokens: int
     seed: int
     temperature: float
@@ -140,7 +143,10 @@ class SequenceSampling(_message.Message):
     max_think_tokens: int
     think_end_id: int
     logit_bias: _containers.ScalarMap[int, float]
-    def __init__(self, max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., mtp: bool = ..., starts_in_thinking: bool = ..., grammar: _Optional[_Union[SequenceGrammar, _Mapping]] = ..., max_think_tokens: _Optional[int] = ..., think_end_id: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ...) -> None: ...
+    num_samples: int
+    sample: int
+    num_prompt_logprobs: int
+    def __init__(self, max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., mtp: bool = ..., starts_in_thinking: bool = ..., grammar: _Optional[_Union[SequenceGrammar, _Mapping]] = ..., max_think_tokens: _Optional[int] = ..., think_end_id: _Optional[int] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., num_samples: _Optional[int] = ..., sample: _Optional[int] = ..., num_prompt_logprobs: _Optional[int] = ...) -> None: ...
 
 class SequenceGrammar(_message.Message):
     __slots__ = ("kind", "source")
@@ -165,12 +171,14 @@ class SequenceImage(_message.Message):
     def __init__(self, start: _Optional[int] = ..., num_tokens: _Optional[int] = ..., key: _Optional[str] = ..., offset: _Optional[int] = ..., content: _Optional[str] = ...) -> None: ...
 
 class StopSequence(_message.Message):
-    __slots__ = ("ticket", "num_tokens")
+    __slots__ = ("ticket", "num_tokens", "sample")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     num_tokens: int
-    def __init__(self, ticket: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
+    sample: int
+    def __init__(self, ticket: _Optional[int] = ..., num_tokens: _Optional[int] = ..., sample: _Optional[int] = ...) -> None: ...
 
 class AbortSequence(_message.Message):
     __slots__ = ("tenant", "request_id")
@@ -219,7 +227,7 @@ class SequenceDeltas(_message.Message):
     def __init__(self, deltas: _Optional[_Iterable[_Union[SequenceDelta, _Mapping]]] = ...) -> None: ...
 
 class SequenceDelta(_message.Message):
-    __slots__ = ("ticket", "first_token_index", "token_ids", "logprobs", "finish_reason", "stop_token_id", "usage", "error")
+    __slots__ = ("ticket", "first_token_index", "token_ids", "logprobs", "finish_reason", "stop_token_id", "usage", "error", "sample", "num_samples_left", "prompt")
     TICKET_FIELD_NUMBER: _ClassVar[int]
     FIRST_TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +236,9 @@ class SequenceDelta(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SAMPLES_LEFT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
     ticket: int
     first_token_index: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -236,7 +247,10 @@ class SequenceDelta(_message.Message):
     stop_token_id: int
     usage: _inference_pb2.Usage
     error: SequenceError
-    def __init__(self, ticket: _Optional[int] = ..., first_token_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[SequenceLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[_inference_pb2.Usage, _Mapping]] = ..., error: _Optional[_Union[SequenceError, _Mapping]] = ...) -> None: ...
+    sample: int
+    num_samples_left: int
+    prompt: SequencePrompt
+    def __init__(self, ticket: _Optional[int] = ..., first_token_index: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[SequenceLogprob, _Mapping]]] = ..., finish_reason: _Optional[_Union[_inference_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., usage: _Optional[_Union[_inference_pb2.Usage, _Mapping]] = ..., error: _Optional[_Union[SequenceError, _Mapping]] = ..., sample: _Optional[int] = ..., num_samples_left: _Optional[int] = ..., prompt: _Optional[_Union[SequencePrompt, _Mapping]] = ...) -> None: ...
 
 class SequenceLogprob(_message.Message):
     __slots__ = ("logprob", "top_ids", "top_logprobs")
@@ -247,6 +261,22 @@ class SequenceLogprob(_message.Message):
     top_ids: _containers.RepeatedScalarFieldContainer[int]
     top_logprobs: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, logprob: _Optional[float] = ..., top_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class SequencePrompt(_message.Message):
+    __slots__ = ("seq_id", "first_token_index", "tokens")
+    SEQ_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKEN_INDEX_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    seq_id: int
+    first_token_index: int
+    tokens: _containers.RepeatedCompositeFieldContainer[PromptToken]
+    def __init__(self, seq_id: _Optional[int] = ..., first_token_index: _Optional[int] = ..., tokens: _Optional[_Iterable[_Union[PromptToken, _Mapping]]] = ...) -> None: ...
+
+class PromptToken(_message.Message):
+    __slots__ = ("logprob",)
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    logprob: SequenceLogprob
+    def __init__(self, logprob: _Optional[_Union[SequenceLogprob, _Mapping]] = ...) -> None: ...
 
 class SequenceError(_message.Message):
     __slots__ = ("code", "message", "field", "retry_after_s", "subject")
@@ -409,10 +439,12 @@ class RankDone(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., step_id: _Optional[int] = ..., outputs: _Optional[_Union[RankOutputs, _Mapping]] = ..., step_us: _Optional[int] = ...) -> None: ...
 
 class RankOutputs(_message.Message):
-    __slots__ = ("outputs",)
+    __slots__ = ("outputs", "prompts")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceTokens]
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceTokens, _Mapping]]] = ...) -> None: ...
+    prompts: _containers.RepeatedCompositeFieldContainer[SequencePrompt]
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceTokens, _Mapping]]] = ..., prompts: _Optional[_Iterable[_Union[SequencePrompt, _Mapping]]] = ...) -> None: ...
 
 class SequenceTokens(_message.Message):
     __slots__ = ("seq_id", "token_ids", "logprobs", "failure")

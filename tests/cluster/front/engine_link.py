@@ -61,8 +61,8 @@ class EngineLink:
             if not is_final:
                 self._engine.abort(key)
 
-    def stop(self, key: RequestKey, num_tokens: int) -> None:
-        self._engine.stop(key, num_tokens)
+    def stop(self, key: RequestKey, num_tokens: int, sample: int = 0) -> None:
+        self._engine.stop(key, num_tokens, sample)
 
     def abort(self, key: RequestKey) -> None:
         self._engine.abort(key)

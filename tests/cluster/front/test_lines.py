@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.cli_flags import Prompts, Sampling
-from cluster.cli_run import Task, _answer, read_tasks
+from cluster.cli_run import Task, _answer, read_tasks, to_json
 from model.errors import InvalidRequest
 from model.grammar import Grammar
 from model.local import open_server, prompt_builder
@@ -59,8 +59,19 @@ def test_a_line_is_answered_as_it_says(tmp_path: Path) -> None:
         },
     )
     with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server:
-        (answer,) = _answer(server, asked, prompt_builder(server.checkpoint), streams=False)
+        ((answer,),) = _answer(server, asked, prompt_builder(server.checkpoint), streams=False)
     assert answer.text in ("yes", "no")
+
+
+def test_a_line_may_ask_for_samples_and_for_the_prompts_log_probabilities(tmp_path: Path) -> None:
+    line = {"text": "Hello", "n": 3, "num_prompt_logprobs": 0, "max_tokens": 4, "ignore_eos": True, "seed": 3}
+    asked = tasks(tmp_path, line, {**line, "n": 1})
+    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server:
+        several, one = map(to_json, _answer(server, asked, prompt_builder(server.checkpoint), streams=False))
+    assert [len(sample["token_ids"]) for sample in several["samples"]] == [4, 4, 4]
+    assert several["usage"]["num_completion_tokens"] == 12
+    assert several["prompt_logprobs"] == one["prompt_logprobs"]
+    assert several["samples"][0]["token_ids"] == one["token_ids"]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +83,7 @@ def test_a_line_is_answered_as_it_says(tmp_path: Path) -> None:
         ({"logit_bias": [1]}, "logit_bias"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"5": 1000}}, "sampling.logit_bias[5]"),
+        ({"n": 17}, "sampling.n"),
         ({"max_think_tokens": 2, "prompt_ids": [40, 41]}, "sampling.max_think_tokens"),
     ],
 )

@@ -19,7 +19,7 @@ from cluster.vision import EncodeQueue
 from model.errors import Unavailable
 from model.text.images import TiledImage
 from model.text.tiles import plan_tiles
-from model.types import Delta, FinishReason, RequestKey
+from model.types import Delta, FinishReason, PromptLogprobs, RequestKey, TokenLogprob
 from protos.fluyt.v1 import steps_pb2 as steps
 from tests.cluster.ray.small_cluster import until
 
@@ -45,6 +45,32 @@ async def test_a_mailbox_is_full_at_some_point() -> None:
     mailbox = Mailbox()
     kept = sum(mailbox.put(delta(index)) for index in range(MAX_EVENTS + 2 * MAX_MERGED_TOKENS))
     assert kept == MAX_EVENTS + MAX_MERGED_TOKENS - 1
+
+
+async def test_a_mailbox_merges_only_what_is_of_one_sample_and_keeps_the_end_last() -> None:
+    mailbox = Mailbox()
+    count = MAX_EVENTS + 90
+    for index in range(count):
+        assert all(mailbox.put(delta(index, sample=sample)) for sample in range(3))
+    for sample in (2, 1, 0):
+        ended = {"sample": sample, "num_samples_left": sample}
+        assert mailbox.put(Delta(KEY, count, finish_reason=FinishReason.STOP, **ended))
+    seen = []
+    while not (seen and seen[-1].is_final):
+        seen.append(await mailbox.get())
+    assert len(seen) <= MAX_EVENTS + 3
+    for sample in range(3):
+        own = [item for item in seen if item.sample == sample]
+        assert [token for item in own for token in item.token_ids] == list(range(count))
+        assert [item.first_token_index for item in own] == sorted(item.first_token_index for item in own)
+
+
+async def test_a_mailbox_joins_pieces_of_a_prompt() -> None:
+    mailbox = Mailbox()
+    for index in range(MAX_EVENTS + 50):
+        assert mailbox.put(Delta(KEY, 0, prompt=PromptLogprobs(index, (TokenLogprob(-1.0),))))
+    pieces = [(await mailbox.get()).prompt for _ in range(MAX_EVENTS)]
+    assert [len(piece.logprobs) for piece in pieces if piece] == [1] * (MAX_EVENTS - 1) + [51]
 
 
 @pytest.mark.parametrize("shape", [(1, 3), (250, 64), (5000, 129), (0, 8)])

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.errors_convert import error_from_proto, error_to_proto
 from cluster.steps_convert import (
     delta_from_proto,
     delta_to_proto,
-    error_from_proto,
-    error_to_proto,
     outputs_to_proto,
     request_from_proto,
     request_to_proto,
@@ -37,6 +36,7 @@ from model.sched.step import (
     BlockCopy,
     RankResult,
     RankStep,
+    ScoredPrompt,
     SequenceOutput,
     SequenceWork,
     Step,
@@ -46,6 +46,7 @@ from model.types import (
     Delta,
     FinishReason,
     ImageSpan,
+    PromptLogprobs,
     Request,
     RequestKey,
     SamplingParams,
@@ -94,6 +95,9 @@ sampling = st.builds(
     stop_token_ids=ids,
     eos_token_ids=ids,
     num_logprobs=st.none() | st.integers(0, 20),
+    num_prompt_logprobs=st.none() | st.integers(0, 20),
+    num_samples=st.integers(1, 16),
+    sample=st.integers(0, 15),
     mtp=st.booleans(),
 )
 requests = st.builds(
@@ -134,14 +138,17 @@ rank_steps = st.builds(
     dropped=st.lists(st.integers(0, 2**40), max_size=3).map(tuple),
     copies=st.lists(copies, max_size=2).map(tuple),
 )
-logprobs = st.lists(
-    st.builds(
-        TokenLogprob,
-        logprob=numbers,
-        top=st.lists(st.tuples(st.integers(0, 2**31), numbers), max_size=3).map(tuple),
-    ),
-    max_size=3,
-).map(tuple)
+one_logprob = st.builds(
+    TokenLogprob,
+    logprob=numbers,
+    top=st.lists(st.tuples(st.integers(0, 2**31), numbers), max_size=3).map(tuple),
+)
+logprobs = st.lists(one_logprob, max_size=3).map(tuple)
+prompts = st.builds(
+    PromptLogprobs,
+    first_token_index=st.integers(0, 2**31),
+    logprobs=st.lists(st.none() | one_logprob, min_size=1, max_size=4).map(tuple),
+)
 
 
 @settings(max_examples=50, deadline=None)
@@ -163,9 +170,14 @@ def test_a_step_survives_and_so_does_its_digest(ranks: tuple[RankStep, ...], ste
 
 
 @settings(max_examples=50, deadline=None)
-@given(outputs=st.lists(st.tuples(st.integers(0, 2**40), ids, logprobs), max_size=3))
-def test_a_result_survives(outputs: list[tuple[int, tuple[int, ...], tuple[TokenLogprob, ...]]]) -> None:
-    result = RankResult(tuple(SequenceOutput(*output) for output in outputs))
+@given(
+    outputs=st.lists(st.tuples(st.integers(0, 2**40), ids, logprobs), max_size=3),
+    scored=st.lists(st.builds(ScoredPrompt, st.integers(0, 2**40), prompts), max_size=2).map(tuple),
+)
+def test_a_result_survives(
+    outputs: list[tuple[int, tuple[int, ...], tuple[TokenLogprob, ...]]], scored: tuple[ScoredPrompt, ...]
+) -> None:
+    result = RankResult(tuple(SequenceOutput(*output) for output in outputs), scored)
     done = steps.StepDone(generation=2, step_id=9, ranks=[outputs_to_proto(result)] * 2, step_us=77)
     assert result_from_proto(steps.StepDone.FromString(done.SerializeToString())) == StepResult(
         2, 9, (result, result), 77
@@ -179,6 +191,9 @@ def test_a_result_survives(outputs: list[tuple[int, tuple[int, ...], tuple[Token
     reason=st.none() | st.sampled_from(FinishReason),
     stop_token_id=st.none() | st.integers(0, 2**31),
     compute_us=st.none() | st.integers(0, 2**60),
+    sample=st.integers(0, 15),
+    num_samples_left=st.integers(0, 15),
+    prompt=st.none() | prompts,
 )
 def test_a_delta_survives(
     token_ids: tuple[int, ...],
@@ -186,9 +201,23 @@ def test_a_delta_survives(
     reason: FinishReason | None,
     stop_token_id: int | None,
     compute_us: int | None,
+    sample: int,
+    num_samples_left: int,
+    prompt: PromptLogprobs | None,
 ) -> None:
     usage = None if compute_us is None else Usage(num_prompt_tokens=3, compute_us=compute_us)
-    delta = Delta(KEY, 4, token_ids, logprobs, reason, stop_token_id, usage)
+    delta = Delta(
+        KEY,
+        4,
+        token_ids,
+        logprobs,
+        reason,
+        stop_token_id,
+        usage,
+        sample=sample,
+        num_samples_left=num_samples_left,
+        prompt=prompt,
+    )
     message = steps.SequenceDelta.FromString(delta_to_proto(delta, 1).SerializeToString())
     assert delta_from_proto(message, KEY) == delta
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from cluster.discovery import start_internal_server
 from cluster.embeddings import EmbeddingsService
 from model.errors import AlreadyExists, Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
-from model.types import FinishReason, ImageSpan, RequestKey
+from model.types import FinishReason, ImageSpan, Request, RequestKey
 from protos.fluyt.v1 import steps_pb2 as steps
 from tests.cluster.ray.small_cluster import (
     HOST,
@@ -87,6 +88,53 @@ async def test_stop_cuts_the_answer_after_the_token_that_completed_the_string() 
     assert deltas[-1].finish_reason is FinishReason.STOP
     assert deltas[-1].usage is not None
     assert deltas[-1].usage.num_completion_tokens == 3
+
+
+def with_samples(count: int, max_tokens: int) -> Request:
+    one = request("a", max_tokens=max_tokens)
+    return replace(one, sampling=replace(one.sampling, num_samples=count))
+
+
+async def test_samples_arrive_side_by_side_and_each_ends_by_itself() -> None:
+    async with small_cluster(step_s=0.005) as cluster:
+        deltas = []
+        async for delta in cluster.link.submit(with_samples(3, max_tokens=20), None):
+            deltas.append(delta)
+            if delta.sample == 1 and delta.first_token_index == 2:
+                cluster.link.stop(delta.key, 3, 1)
+    ends = {delta.sample: delta for delta in deltas if delta.finish_reason is not None}
+    assert {s: end.finish_reason for s, end in ends.items()} == {
+        0: FinishReason.LENGTH,
+        1: FinishReason.STOP,
+        2: FinishReason.LENGTH,
+    }
+    assert [delta.is_final for delta in deltas] == [False] * (len(deltas) - 1) + [True]
+    assert deltas[-1].usage is not None
+    assert deltas[-1].usage.num_completion_tokens == 20 + 3 + 20
+
+
+async def test_an_abort_by_key_ends_every_sample() -> None:
+    async with small_cluster(step_s=0.005) as cluster:
+        deltas = []
+        async for delta in cluster.link.submit(with_samples(3, max_tokens=200), None):
+            deltas.append(delta)
+            if len(deltas) == 5:
+                cluster.link.abort(delta.key)
+    assert [delta.finish_reason for delta in deltas[-3:]] == [FinishReason.ABORTED] * 3
+
+
+async def test_a_gang_that_is_lost_ends_all_samples_with_one_error_and_they_may_be_asked_for_again() -> None:
+    async with small_cluster(step_s=0.005) as cluster:
+        deltas = []
+        async for delta in cluster.link.submit(with_samples(3, max_tokens=200), None):
+            deltas.append(delta)
+            if len(deltas) == 5:
+                await cluster.gang.close()
+        assert [type(delta.error) for delta in deltas if delta.error] == [Unavailable]
+        async with running_gang(cluster.place, "another"):
+            await until(lambda: cluster.link.ready)
+            again = await answer(cluster.link, with_samples(3, max_tokens=9))
+    assert sum(len(delta.token_ids) for delta in again) == 27
 
 
 async def test_abort_by_key_ends_as_aborted_with_usage() -> None:

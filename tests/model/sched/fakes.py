@@ -10,41 +10,36 @@ from dataclasses import dataclass, field
 
 from model.sched.config import SchedulerConfig
 from model.sched.scheduler import Scheduler
-from model.sched.step import AdmittedSequence, RankResult, RankStep, SequenceOutput, Step, StepResult
-from model.types import Delta, FinishReason, Request, RequestKey, SamplingParams
+from model.sched.step import (
+    AdmittedSequence,
+    BlockCopy,
+    RankResult,
+    RankStep,
+    ScoredPrompt,
+    SequenceOutput,
+    Step,
+    StepResult,
+)
+from model.types import (
+    Delta,
+    FinishReason,
+    PromptLogprobs,
+    Request,
+    RequestKey,
+    SamplingParams,
+    TokenLogprob,
+)
+from tests.model.sched.made_up import VOCABULARY, continued, extend_signatures, next_token
 
-VOCABULARY = 50
 # Block (of a group) -> who touches it: sequence, and how often it had been taken up.
 Touched = dict[tuple[str, int], set[tuple[int, int]]]
 
 
-def next_token(token_ids: list[int] | tuple[int, ...]) -> int:
-    """The token after `token_ids`, as any model would choose it: from all of them."""
-    return zlib.crc32(repr(list(token_ids)).encode()) % VOCABULARY
-
-
-def extend_signatures(signs: list[int], token_ids: list[int]) -> list[int]:
-    """For each position a number for all tokens up to it: what a cache holds there, whoever computed it."""
-    sign = signs[-1] if signs else 0
-    for position in range(len(signs), len(token_ids)):
-        sign = zlib.crc32(repr((position, token_ids[position])).encode(), sign)
-        signs.append(sign)
-    return signs
-
-
-def continued(token_ids: list[int], num_tokens: int) -> list[int]:
-    """The tokens, and those that will come."""
-    longer = list(token_ids)
-    for _ in range(num_tokens):
-        longer.append(next_token(longer))
-    return longer
-
-
-def expected_output(request: Request) -> tuple[tuple[int, ...], FinishReason]:
-    """What a request gets when nobody ends it early."""
+def expected_output(request: Request, sample: int = 0) -> tuple[tuple[int, ...], FinishReason]:
+    """What a sample of a request gets when nobody ends it early."""
     sampling, output = request.sampling, []
     while len(output) < sampling.max_tokens:
-        token = next_token(request.prompt_ids + tuple(output))
+        token = next_token(request.prompt_ids + tuple(output), sample)
         output.append(token)
         if len(output) > sampling.min_tokens and token in sampling.eos_token_ids + sampling.stop_token_ids:
             return tuple(output), FinishReason.STOP
@@ -96,14 +91,19 @@ class FakeSequence:
     num_drafting: int = 0  # drafts among them that have not run
     num_computed: int = 0  # positions of work that has run
     num_starts: int = 0
+    num_scored: int = 0
     signs: list[int] = field(default_factory=list)
+
+    @property
+    def sample(self) -> int:
+        return self.admitted.sampling.sample
 
     def signatures(self, num_drafts: int) -> list[int]:
         """Of the tokens known, and of so many that will come."""
         known = extend_signatures(self.signs, self.tokens)
         if num_drafts == 0:
             return known
-        return extend_signatures(list(known), continued(self.tokens, num_drafts))
+        return extend_signatures(list(known), continued(self.tokens, num_drafts, self.sample))
 
 
 class FakeRank:
@@ -128,6 +128,7 @@ class FakeRank:
         read: Touched = {}
         written: Touched = {}
         self.tables.append({})
+        self._check_copies(step)
         for work in step.work:
             seq = self.sequences[work.seq_id]
             self._extend_tables(seq, work)
@@ -139,6 +140,18 @@ class FakeRank:
                 written[block] = {owner}
             self.tables[-1][work.seq_id] = (list(seq.full), list(seq.sliding), seq.num_starts)
         return read, written
+
+    def _check_copies(self, step: RankStep) -> None:
+        """A copy is the block in which a sequence begins its first work."""
+        first = {
+            (group, blocks[work.start // self.config.block_size])
+            for work in step.work
+            if work.begins and work.start
+            for group, blocks in (("full", work.new_full_blocks), ("sliding", work.new_sliding_blocks))
+        }
+        targets = [(copy.group, copy.target) for copy in step.copies]
+        assert len(targets) == len(set(targets))
+        assert set(targets) <= first, (targets, first)
 
     def _extend_tables(self, seq: FakeSequence, work) -> None:
         assert work.num_tokens >= 1
@@ -172,11 +185,15 @@ class FakeRank:
     def run(self, step: RankStep) -> RankResult:
         """Run a step in its turn: write every slot, read every slot that attention would."""
         tables = self.tables.popleft()
+        for copy in step.copies:
+            self._copy(copy)
         for work in step.work:  # all write before anyone reads: layers interleave the sequences
             self._write(work, *tables[work.seq_id][:2])
-        outputs = []
+        outputs, prompts = [], []
         for work in step.work:
             seq = self.sequences[work.seq_id]
+            if seq.admitted.sampling.num_prompt_logprobs is not None:
+                prompts += self._score(seq, work)
             self._read(work, *tables[work.seq_id][:2])
             num_known = self._start(seq, work) + work.num_tokens - work.num_drafts
             assert work.samples == (num_known == len(seq.tokens)), "samples from the last token known"
@@ -192,13 +209,33 @@ class FakeRank:
         for seq_id in step.dropped:
             self.sequences.pop(seq_id, None)  # unknown: it ended while its images were fetched
             self.forgotten.add(seq_id)
-        return RankResult(tuple(outputs))
+        return RankResult(tuple(outputs), tuple(prompts))
+
+    def _copy(self, copy: BlockCopy) -> None:
+        size = self.config.block_size
+        for offset in range(size):
+            value = self.cache.get((copy.group, copy.source * size + offset), -1)
+            self.cache[copy.group, copy.target * size + offset] = value
+
+    def _score(self, seq: FakeSequence, work) -> list[ScoredPrompt]:
+        """A token's log-probability is its position, and comes once."""
+        num_prompt = len(seq.admitted.prompt_ids)
+        if seq.num_scored == num_prompt:
+            return []
+        assert work.start <= max(0, seq.num_scored - 1), "positions were left out"
+        stop = min(num_prompt, self._start(seq, work) + work.num_tokens + 1)
+        positions = range(seq.num_scored, stop)
+        if not positions:  # computed again
+            return []
+        seq.num_scored = stop
+        scores = tuple(TokenLogprob(-float(position)) if position else None for position in positions)
+        return [ScoredPrompt(work.seq_id, PromptLogprobs(positions[0], scores))]
 
     def _sample(self, seq: FakeSequence, num_drafts: int) -> tuple[int, ...]:
         """Drafts hold as often as a hash of the tokens before says; then comes one more token."""
         gained = []
         while len(gained) <= num_drafts:
-            token = next_token(seq.tokens)
+            token = next_token(seq.tokens, seq.sample)
             seq.tokens.append(token)
             gained.append(token)
             if zlib.crc32(repr((seq.tokens, "draft")).encode()) % 3 == 0:
@@ -282,17 +319,37 @@ class Inbox:
     """What clients have got: checks that tokens are contiguous and that there is one final delta each."""
 
     def __init__(self) -> None:
-        self.tokens: dict[RequestKey, list[int]] = {}
+        self.tokens: dict[RequestKey, list[int]] = {}  # of sample 0
+        self.samples: dict[tuple[RequestKey, int], list[int]] = {}
+        self.ends: dict[tuple[RequestKey, int], Delta] = {}  # the last delta of each sample
         self.final: dict[RequestKey, Delta] = {}
+        self.prompts: dict[RequestKey, list[TokenLogprob | None]] = {}
 
     def take(self, deltas: list[Delta]) -> None:
         for delta in deltas:
             assert delta.key not in self.final, f"{delta.key} after its final delta: {delta}"
-            tokens = self.tokens.setdefault(delta.key, [])
-            assert not delta.token_ids or delta.first_token_index == len(tokens), delta
-            tokens.extend(delta.token_ids)
+            name = delta.key, delta.sample
+            assert name not in self.ends, f"{name} after its end: {delta}"
+            self._take_tokens(delta)
+            if delta.finish_reason is not None:
+                self.ends[name] = delta
+            assert delta.usage is None or delta.is_final, delta
             if delta.is_final:
                 self.final[delta.key] = delta
+
+    def _take_tokens(self, delta: Delta) -> None:
+        tokens = self.samples.setdefault((delta.key, delta.sample), [])
+        if delta.sample == 0:
+            self.tokens[delta.key] = tokens
+        else:
+            self.tokens.setdefault(delta.key, [])
+        assert not delta.token_ids or delta.first_token_index == len(tokens), delta
+        tokens.extend(delta.token_ids)
+        if delta.prompt is not None:
+            assert delta.first_token_index == len(tokens) == 0, delta
+            known = self.prompts.setdefault(delta.key, [])
+            assert delta.prompt.first_token_index == len(known), delta
+            known.extend(delta.prompt.logprobs)
 
 
 class Bench:

@@ -7,7 +7,8 @@ import pytest
 
 from model.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from model.types import FinishReason, ImageSpan, Request, RequestKey
-from tests.model.sched.fakes import VOCABULARY, Bench, FakeGang, expected_output, make_config, make_request
+from tests.model.sched.fakes import Bench, FakeGang, expected_output, make_config, make_request
+from tests.model.sched.made_up import VOCABULARY
 
 EVENTS = ("add", "abort", "stop", "images_ready", "plan", "commit")
 WEIGHTS = (4, 0.8, 0.8, 2, 6, 6)
@@ -40,6 +41,18 @@ SHAPES = {
         "max_running": 4,
         "num_drafts": 2,
     },
+    "samples": {"most_samples": 4},
+    "samples, prefixes, few full blocks": {"most_samples": 4, "keeps_prefixes": True, "num_full_blocks": 14},
+    "samples, drafts, few sliding blocks": {"most_samples": 4, "num_drafts": 3, "num_sliding_blocks": 8},
+    "samples, everything, three spaces": {
+        "most_samples": 5,
+        "keeps_prefixes": True,
+        "num_spaces": 3,
+        "num_full_blocks": 20,
+        "num_sliding_blocks": 12,
+        "max_running": 4,
+        "num_drafts": 2,
+    },
     "drafts": {"num_drafts": 3},
     "drafts, few full blocks": {"num_drafts": 3, "num_full_blocks": 14},
     "drafts, few sliding blocks": {"num_drafts": 3, "num_sliding_blocks": 8},
@@ -61,7 +74,14 @@ SHAPES = {
 }
 
 # With the fast tests: the others are of the same kind.
-OFTEN = ("few full blocks", "few sliding blocks", "window of one", "prefixes, drafts", "drafts, three spaces")
+OFTEN = (
+    "few full blocks",
+    "few sliding blocks",
+    "window of one",
+    "prefixes, drafts",
+    "drafts, three spaces",
+    "samples, everything, three spaces",
+)
 
 
 class Storm:
@@ -70,10 +90,13 @@ class Storm:
     def __init__(self, seed: int, shape: dict[str, int], lengths: tuple[int, int] = (30, 12)) -> None:
         self.random = random.Random(seed)
         self.longest_prompt, self.longest_output = lengths
-        self.bench = Bench(make_config(max_queued=12, **shape))
+        self.most_samples = shape.get("most_samples", 1)
+        sizes = {name: value for name, value in shape.items() if name != "most_samples"}
+        self.bench = Bench(make_config(max_queued=12, **sizes))
         self.open: dict[RequestKey, Request] = {}
         self.fetching: set[RequestKey] = set()
-        self.cut: set[RequestKey] = set()  # ended by abort or stop
+        self.cut: set[RequestKey] = set()  # ended by abort
+        self.cut_samples: set[tuple[RequestKey, int]] = set()  # ended by stop
         self.done: dict[RequestKey, Request] = {}
         self.seen: Counter[str] = Counter()
 
@@ -111,6 +134,9 @@ class Storm:
             "eos_token_ids": tuple(self.random.sample(range(VOCABULARY), self.random.choice([0, 3, 9]))),
             "min_tokens": self.random.choice([0, 0, 2]),
         }
+        if self.most_samples > 1:
+            sampling["num_samples"] = self.random.randint(1, self.most_samples)
+            sampling["num_prompt_logprobs"] = self.random.choice([None, None, None, 0])
         prompt = f"topic {self.random.randrange(4)}" if self.bench.scheduler.config.keeps_prefixes else None
         request = make_request(f"r{number}", num_prompt, max_tokens, prompt, **sampling)
         needs_images = self.random.random() < 0.3
@@ -131,20 +157,25 @@ class Storm:
 
     def abort(self) -> None:
         key, error = self._choose(), self.random.choice([None, DeadlineExceeded("late")])
-        delta = self.bench.scheduler.abort(key, error)
-        assert (delta is None) == (key not in self.open)
-        if delta is not None:
+        deltas = self.bench.scheduler.abort(key, error)
+        assert (not deltas) == (key not in self.open)
+        if deltas:
             self.cut.add(key)
-            self.bench.inbox.take([delta])
+            self.bench.inbox.take(deltas)
 
     def stop(self) -> None:
-        key = self._choose()
-        num_tokens = self.random.randint(0, len(self.bench.inbox.tokens.get(key, ())))
-        delta = self.bench.scheduler.stop(key, num_tokens)
-        assert (delta is None) == (key not in self.open)
+        key, sample = self._choose(), 0
+        if self.most_samples > 1:
+            sample = self.random.randrange(self.most_samples)
+        num_tokens = self.random.randint(0, len(self.bench.inbox.samples.get((key, sample), ())))
+        if self.most_samples > 1 and num_tokens == 0:
+            return  # no text stage finds a string before there is a token
+        delta = self.bench.scheduler.stop(key, num_tokens, sample)
+        ended = key not in self.open or (key, sample) in self.bench.inbox.ends
+        assert (delta is None) == ended
         if delta is not None:
-            assert delta.usage.num_completion_tokens == num_tokens
-            self.cut.add(key)
+            assert not delta.is_final or delta.usage.num_completion_tokens >= num_tokens
+            self.cut_samples.add((key, sample))
             self.bench.inbox.take([delta])
 
     def images_ready(self) -> None:
@@ -172,15 +203,27 @@ class Storm:
 
 def assert_right_answers(storm: Storm) -> None:
     """Whoever was not cut short has exactly the tokens that any other plan would give."""
+    inbox = storm.bench.inbox
     for key, request in storm.done.items():
-        tokens, reason = expected_output(request)
-        got = tuple(storm.bench.inbox.tokens[key])
-        final = storm.bench.inbox.final[key]
-        if key in storm.cut:
-            assert got == tokens[: len(got)]
-        else:
-            assert (got, final.finish_reason) == (tokens, reason)
-            assert final.usage.num_completion_tokens == len(tokens)
+        num_tokens = 0
+        for sample in range(request.sampling.num_samples):
+            tokens, reason = expected_output(request, sample)
+            got = tuple(inbox.samples.get((key, sample), ()))
+            num_tokens += len(got)
+            if key in storm.cut or (key, sample) in storm.cut_samples:
+                assert got == tokens[: len(got)]
+            else:
+                assert (got, inbox.ends[key, sample].finish_reason) == (tokens, reason)
+        if key not in storm.cut and all(name[0] != key for name in storm.cut_samples):
+            assert inbox.final[key].usage.num_completion_tokens == num_tokens
+            assert_whole_prompt(storm, request)
+
+
+def assert_whole_prompt(storm: Storm, request: Request) -> None:
+    """Every token of a prompt that was asked about has its log-probability, once."""
+    num_scored = len(storm.bench.inbox.prompts.get(request.key, ()))
+    asked = request.sampling.num_prompt_logprobs is not None
+    assert num_scored == (len(request.prompt_ids) if asked else 0)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_nobody_is_preempted_for_a_block_that_is_on_its_way():
     bench.plan()
     bench.plan()
     bench.commit()
-    bench.inbox.take([bench.scheduler.abort(key("gone"))])
+    bench.inbox.take(bench.scheduler.abort(key("gone")))
     step = bench.plan()
     assert [work.seq_id for work in step.ranks[0].work] == [0, 3], "one waits for the block"
     assert bench.scheduler.load().num_preemptions == 0
@@ -272,7 +272,7 @@ def test_blocks_of_an_aborted_request_are_free_within_two_steps():
     bench.plan()
     bench.plan()
     before = bench.scheduler.load().num_free_full_blocks
-    bench.inbox.take([bench.scheduler.abort(key("gone"))])
+    bench.inbox.take(bench.scheduler.abort(key("gone")))
     assert bench.scheduler.load().num_free_full_blocks == before
     bench.commit()
     bench.commit()

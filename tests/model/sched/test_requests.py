@@ -123,17 +123,17 @@ def test_an_abort_ends_with_usage_and_a_second_one_finds_nothing():
     bench.scheduler.add(make_request("a", 3, 20))
     for _ in range(4):
         bench.turn()
-    delta = bench.scheduler.abort(key("a"))
+    (delta,) = bench.scheduler.abort(key("a"))
     assert (delta.finish_reason, delta.error) == (FinishReason.ABORTED, None)
     assert delta.usage.num_completion_tokens == 4
-    assert bench.scheduler.abort(key("a")) is None
+    assert bench.scheduler.abort(key("a")) == []
 
 
 def test_an_abort_with_an_error_ends_with_that_error():
     bench = Bench(make_config())
     bench.scheduler.add(make_request("a", 3, 20))
     error = Cancelled("the client went away")
-    delta = bench.scheduler.abort(key("a"), error)
+    (delta,) = bench.scheduler.abort(key("a"), error)
     assert (delta.finish_reason, delta.error) == (None, error)
 
 

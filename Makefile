@@ -20,6 +20,8 @@ STAMP := $(VENV)/.installed-$(TORCH)
 TORCH_PIN := $(shell grep -m1 '^torch==' constraints.txt)
 TORCH_cpu := $(TORCH_PIN)
 TORCH_cuda := $(TORCH_PIN),!=$(subst torch==,,$(TORCH_PIN))+cpu
+# Builds of torch for a GPU bring Triton; beside the others it interprets the kernels in the tests (Linux only).
+TRITON_cpu := $(if $(filter Linux,$(shell uname -s)),triton==3.6.0)
 TORCH_REQUIREMENT := $(or $(TORCH_$(TORCH)),$(error TORCH=$(TORCH): must be cpu or cuda))
 
 .PHONY: setup demo test test-fast check bench protos down
@@ -49,7 +51,7 @@ $(STAMP): pyproject.toml constraints.txt
 	fi
 	pip() { $(BIN)/python -m pip --disable-pip-version-check install -qq --no-input -c constraints.txt $(PIP_ARGS) "$$@"; }
 	say "installing $(TORCH_PIN) ($(TORCH)): the largest part"
-	pip '$(TORCH_REQUIREMENT)' hatchling
+	pip '$(TORCH_REQUIREMENT)' hatchling $(TRITON_$(TORCH))
 	say "torch $$($(BIN)/python -c 'from importlib.metadata import version; print(version("torch"))') is in;" \
 	  "installing Ray, DeepSpeed, transformers and the tools"
 	pip --no-build-isolation -e '.[server,dev]'

@@ -1,0 +1,40 @@
+"""Kernels that start before the one in front of them ends (programmatic dependent launch, sm_90).
+
+The start of a kernel, about a microsecond in a graph, then lies under the end of the one before it. Whoever
+is launched so must wait before it reads or writes what another kernel may still use; what nobody writes,
+weights, can be on its way before.
+"""
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped, untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+LINE_BYTES = tl.constexpr(128)
+
+
+@triton.jit
+def wait_for_inputs(IS_EARLY: tl.constexpr):
+    """Let the next kernel start as soon as it finds room, and wait for those before. For early starts only.
+
+    A kernel that was waited for has itself waited for those before it: after this everything earlier is done.
+    """
+    if IS_EARLY:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@triton.jit
+def prefetch_rows(w, row_N, column, K: tl.constexpr, NUM_COLUMNS: tl.constexpr, IS_EARLY: tl.constexpr):
+    """Ask for NUM_COLUMNS columns of rows of a weight [N, K] to come into the L2, from `column` on."""
+    if IS_EARLY:
+        per_line: tl.constexpr = LINE_BYTES * 8 // w.dtype.element_ty.primitive_bitwidth
+        num_lines: tl.constexpr = (NUM_COLUMNS + per_line - 1) // per_line
+        column_L = tl.minimum(column + tl.arange(0, num_lines) * per_line, K - 1)
+        at_NL = w + row_N.to(tl.int64)[:, None] * K + column_L[None, :]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at_NL.to(tl.int64)], dtype=tl.int32,
+            is_pure=False, pack=1,
+        )  # fmt: skip

@@ -1,0 +1,137 @@
+"""What products of few tokens are asked for, and how they are cut up: functions of shapes, without Triton.
+
+T tokens, N rows of the weight, K columns, S splits of K. Numbers for 132 multiprocessors; each needs 20 to 40
+KiB on the way from memory to be busy at 4 TB/s (what arrives in 0.7 us).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from model.kernels.packed import PackedFormat
+
+NUM_SMS = 132
+BYTES_IN_FLIGHT = NUM_SMS * 40_960
+# Few products per byte: up to here each weight is multiplied in the ordinary units.
+MOST_GEMV_TOKENS = 4
+MOST_SMALL_TOKENS = 64
+MOST_TOKENS_OF_FOUR_STAGES = 32
+MAX_SPLITS = 8
+LOAD_BYTES, WARP_SIZE = 16, 32
+VALUE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1}
+
+
+@dataclass(frozen=True)
+class GemvConfig:
+    """`num_chunks` pieces of 16 bytes of a row are loaded at a time; a thread does so for `num_rows` rows."""
+
+    num_chunks: int = 32
+    num_rows: int = 4
+    num_warps: int = 4
+    num_splits: int = 1
+    num_stages: int = 1  # above 1: loads go through shared memory, so many tiles ahead
+    is_early: bool = False  # see `early_start`
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of rows: threads that have the same columns."""
+        return max(1, self.num_warps * WARP_SIZE // self.num_chunks)
+
+    @property
+    def block_n(self) -> int:
+        """Rows of the weight in one program."""
+        return self.num_groups * self.num_rows
+
+
+@dataclass(frozen=True)
+class DotConfig:
+    """Tiles of `block_n` outputs and `block_k` columns of the weight; with scales these lie in one group."""
+
+    block_n: int = 64
+    block_k: int = 128
+    num_warps: int = 4
+    num_splits: int = 1
+    num_stages: int = 4
+    is_early: bool = False
+
+
+LinearConfig = GemvConfig | DotConfig
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one equality
+class InputNorm:
+    """Root-mean-square norm of x before the product; `scale_K` is 1 + w, float32."""
+
+    scale_K: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class SwiGLU:
+    """The weight is gate over up. The clamp comes after the SiLU, as in `model.net.layers.silu_gate`."""
+
+    limit: float | None = None
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one equality
+class Workspace:
+    """Where splits meet. One for all kernels of a stream; kernels that run side by side need one each.
+
+    `counters` are zero between kernels: whoever comes last puts them back.
+    """
+
+    partials: torch.Tensor  # float32 [at least S * T * N]
+    counters: torch.Tensor  # int32 [at least the programs along N]
+
+    @classmethod
+    def allocate(cls, num_partials: int, num_counters: int, device: torch.device | str) -> Workspace:
+        """Allocate before graphs are captured: counters are set to zero once."""
+        return cls(
+            torch.empty(num_partials, dtype=torch.float32, device=device),
+            torch.zeros(num_counters, dtype=torch.int32, device=device),
+        )
+
+
+def choose_config(
+    num_tokens: int,
+    shape: tuple[int, ...],
+    weight_format: PackedFormat,
+    group_size: int = 0,
+    *,
+    may_split: bool = True,
+    is_swiglu: bool = False,
+) -> LinearConfig:
+    """A config for [T, K] times a weight [N, K]. `may_split` False: K stays whole, for a norm is fused."""
+    num_rows, num_columns = shape
+    assert 1 <= num_tokens <= MOST_SMALL_TOKENS, num_tokens
+    if num_tokens <= MOST_GEMV_TOKENS:
+        return _gemv_config(num_rows, num_columns, VALUE_BYTES[weight_format], may_split=may_split)
+    block_k = min(128, group_size) if group_size else 128
+    block_n = 64 if num_rows >= 64 * 2 * NUM_SMS and not is_swiglu else 32
+    num_programs = -(-num_rows // (2 * block_n if is_swiglu else block_n))
+    most_splits = min(MAX_SPLITS, num_columns // (4 * block_k)) if may_split else 1
+    num_splits = max(1, min(most_splits, -(-2 * NUM_SMS // num_programs)))
+    # Tiles of more tokens are larger: a multiprocessor is to hold two programs.
+    num_stages = 4 if num_tokens <= MOST_TOKENS_OF_FOUR_STAGES else 3
+    return DotConfig(block_n, block_k, num_splits=num_splits, num_stages=num_stages)
+
+
+def _gemv_config(num_rows: int, num_columns: int, value_bytes: int, *, may_split: bool) -> GemvConfig:
+    """Rows per thread first (x is read less often), then splits, until enough bytes are on their way."""
+    best = GemvConfig()
+    most_splits = max(1, min(MAX_SPLITS, num_columns * value_bytes // (4 * WARP_SIZE * LOAD_BYTES)))
+    for num_splits in range(1, most_splits + 1 if may_split else 2):
+        for rows in (4, 2):
+            best = GemvConfig(num_rows=rows, num_splits=num_splits)
+            num_programs = -(-num_rows // best.block_n) * num_splits
+            if num_programs * best.num_warps * WARP_SIZE * LOAD_BYTES * rows >= BYTES_IN_FLIGHT:
+                return best
+    return best
+
+
+def split_columns(num_columns: int, num_splits: int, multiple: int) -> int:
+    """Columns of each split but the last: a multiple of what a program takes in one turn."""
+    per_split = -(-num_columns // num_splits)
+    return -(-per_split // multiple) * multiple

@@ -258,13 +258,16 @@ def mtp(
 def agents(
     agents: Annotated[int, typer.Option(help="Requests at once.")] = 40,
     turns: Annotated[int, typer.Option(help="Of each agent, with a growing history.")] = 8,
-    threads: Annotated[int, typer.Option(help="Threads of the engine.")] = 1,
+    threads: Annotated[int, typer.Option(help="Threads of a rank.")] = 1,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="The engine alone, without Ray and gRPC.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Agents with a shared tool list: what the prefix cache saves."""
+    """Agents with a shared tool list, over gRPC: what the prefix cache saves."""
     from cluster import cli_bench
 
-    cli_bench.agents(agents, turns, threads, as_json)
+    cli_bench.agents(agents, turns, threads, in_process, as_json)
 
 
 @bench.command()
@@ -276,6 +279,16 @@ def nano(
     from cluster import cli_bench
 
     cli_bench.nano(count, as_json)
+
+
+@bench.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def gpu(context: typer.Context) -> None:
+    """All 198B with random weights on the GPUs here; flags as of python -m model.device.bench --help."""
+    from cluster import cli_bench
+
+    cli_bench.gpu(context.args)
 
 
 if __name__ == "__main__":

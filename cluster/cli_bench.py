@@ -47,14 +47,22 @@ def mtp(num_rounds: int, num_threads: int, as_json: bool) -> None:
     _print(bench_mtp(num_rounds, num_threads), as_json)
 
 
-def agents(num_agents: int, num_turns: int, num_threads: int, as_json: bool) -> None:
+def agents(num_agents: int, num_turns: int, num_threads: int, in_process: bool, as_json: bool) -> None:
     """Agents with a shared prompt, with the prefix cache and without."""
     for name, value in (("agents", num_agents), ("turns", num_turns)):
         if value < 1:
             raise InvalidRequest(f"--{name}", f"{value} is below 1")
-    from cluster.bench_agents import bench_agents
+    from cluster.bench_agents import bench_agents, bench_in_process
 
-    _print(bench_agents(num_agents, num_turns, num_threads), as_json)
+    @contextmanager
+    def application(prefix_cache: bool) -> Iterator[str]:
+        with _own_application(prefix_cache=prefix_cache, threads_per_rank=num_threads) as (address, _):
+            yield address
+
+    if in_process:
+        _print(bench_in_process(num_agents, num_turns, num_threads), as_json)
+    else:
+        _print(bench_agents(application, num_agents, num_turns), as_json)
 
 
 def nano(count: int, as_json: bool) -> None:
@@ -66,6 +74,13 @@ def nano(count: int, as_json: bool) -> None:
     with _own_application() as (address, _):
         result = bench_nano(address, count)
     _print(result, as_json)
+
+
+def gpu(arguments: list[str]) -> None:
+    """The whole model with random weights on this machine's GPUs, without Ray; see model/device/README.md."""
+    from model.device.bench import main
+
+    main(arguments)
 
 
 @contextmanager

@@ -60,6 +60,8 @@ class FrontDoorSection:
     host: str = "127.0.0.1"  # only this machine until somebody says otherwise; pods say 0.0.0.0
     port: int = 50051  # the usual gRPC port; the only one that clients need
     health_port: int = 50052  # health and metrics in plain text: kubelet cannot present a certificate
+    # Ids of 50,000 short answers, with which chats that come back meet what was computed; 0: off.
+    kept_answers_mib: int = 64
     drain_s: float = 30.0  # open streams may end in this time after a shutdown began
 
 
@@ -147,6 +149,7 @@ def _checked(config: ClusterConfig) -> ClusterConfig:
         ("queue.max_requests", config.queue.max_requests, 1),
         ("queue.max_tokens", config.queue.max_tokens, 1),
         ("frontdoor.count", config.frontdoor.count, 1),
+        ("frontdoor.kept_answers_mib", config.frontdoor.kept_answers_mib, 0),
         ("vision.count", config.vision.count, 0),
     ):
         if value < least:

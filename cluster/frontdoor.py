@@ -75,7 +75,9 @@ def load(config: ClusterConfig) -> tuple[TextStage, Checkpoint]:
 
     importlib.import_module("model.text.pixels")
     directory = checkpoint_dir(config.model.directory)
-    return TextStage.load(directory, config.images), open_checkpoint(directory)
+    # Without prefixes nobody meets what an answer left, and every text is spelled as the tokenizer does.
+    kept_answers_mib = config.frontdoor.kept_answers_mib if config.gang.prefix_cache else 0
+    return TextStage.load(directory, config.images, kept_answers_mib), open_checkpoint(directory)
 
 
 def service_options(config: ClusterConfig, instance: str, embeddings_address: str) -> ServiceOptions:

@@ -24,6 +24,7 @@ from model.errors import Cancelled, Unavailable
 from model.text.images import PlannedImage, TiledImage
 from model.text.outputs import OutputStreams
 from model.text.prompt import PreparedPrompt
+from model.text.splices import OpenTurn
 from model.types import Delta, Request, RequestKey
 from protos.fluyt.v1 import inference_pb2 as pb
 
@@ -204,12 +205,12 @@ class Generation:
             async for delta in deltas:
                 if delta.prompt is not None:
                     await self._send(convert.prompt_event(request.prompt_ids, delta.prompt))
-                await self._deliver(delta, outputs)
+                await self._deliver(delta, outputs, prepared.prompt.open_turn)
                 if delta.is_final:
                     return
         raise Unavailable("the way to the scheduler closed before the last event")
 
-    async def _deliver(self, delta: Delta, outputs: OutputStreams) -> None:
+    async def _deliver(self, delta: Delta, outputs: OutputStreams, turn: OpenTurn | None) -> None:
         """Send what a delta amounts to. Raises the delta's error."""
         if delta.error is not None:
             raise delta.error
@@ -220,6 +221,8 @@ class Generation:
         if output.stop_at is not None and not had_stopped and delta.finish_reason is None:
             self._parts.link.stop(self._open.key, output.stop_at, delta.sample)
         if delta.finish_reason is not None:
+            # Before the client knows: it may come back at once.
+            self._parts.text.keep_answer(turn, outputs.answer_ids(delta.sample))
             await self._send(convert.finished_event(delta, outputs, self._vision_us))
 
     def _remaining_ms(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,12 @@ from cluster.image_store import ImageStore
 from model.config import read_config
 from model.errors import InvalidRequest
 from model.sampling import MAX_STOP_STRING_CHARS, MAX_STOP_STRINGS, GenerationDefaults, resolve
+from model.text.chat import Conversation
 from model.text.form import with_form
 from model.text.grammars import Grammars
 from model.text.images import ImageLimits, PlannedImage, TiledImage
 from model.text.prompt import PreparedPrompt, PromptBuilder
+from model.text.splices import OpenTurn, Splices, SpliceStore
 from model.text.tokenizer import Tokenizer
 from model.types import SamplingParams
 from protos.fluyt.v1 import inference_pb2 as pb
@@ -54,8 +56,11 @@ class TextStage:
         *,
         vocab_size: int,
         context_len: int,
+        kept_answers_mib: int = 0,
     ) -> None:
+        """With `kept_answers_mib` chats go on with the ids that were generated for them."""
         self._builder = builder
+        self._splices = SpliceStore(builder.tokenizer, kept_answers_mib << 20) if kept_answers_mib else None
         self._grammars = grammars
         self._defaults = defaults
         self._vocab_size = vocab_size
@@ -66,7 +71,9 @@ class TextStage:
         self._threads.submit(importlib.import_module, "model.text.pixels")
 
     @classmethod
-    def load(cls, directory: str | Path, limits: ImageLimits | None = None) -> TextStage:
+    def load(
+        cls, directory: str | Path, limits: ImageLimits | None = None, kept_answers_mib: int = 0
+    ) -> TextStage:
         """From a checkpoint directory. Raises CheckpointError."""
         config = read_config(directory)
         vocab_size, context_len = config.text.vocab_size, config.text.context_len
@@ -79,6 +86,7 @@ class TextStage:
             Grammars(directory, vocab_size),
             vocab_size=vocab_size,
             context_len=context_len,
+            kept_answers_mib=kept_answers_mib,
         )
 
     @property
@@ -156,7 +164,7 @@ class TextStage:
         kind = message.WhichOneof("prompt")
         if kind == "chat":
             self._refuse_hopeless(message.chat)
-            prompt = self._builder.from_chat(convert.conversation(message.chat, lookup))
+            prompt = self._from_chat(convert.conversation(message.chat, lookup), tenant)
         elif kind == "text":
             prompt = self._builder.from_text(*convert.raw_text(message.text, lookup))
         elif isinstance(message, pb.GenerateRequest) and kind == "token_ids":
@@ -170,6 +178,16 @@ class TextStage:
         for image in prompt.images:
             images.put(tenant, image.data)
         return prompt
+
+    def _from_chat(self, conversation: Conversation, tenant: str) -> PreparedPrompt:
+        if self._splices is None:
+            return self._builder.from_chat(conversation)
+        return self._builder.from_chat(conversation, Splices(self._splices, tenant))
+
+    def keep_answer(self, turn: OpenTurn | None, answer_ids: Sequence[int]) -> None:
+        """The ids of an answer, without its end: the chat may come back and say it."""
+        if self._splices is not None and turn is not None:
+            self._splices.keep(turn, answer_ids)
 
     def _refuse_hopeless(self, chat: pb.ChatPrompt) -> None:
         """A text that cannot fit even in the longest tokens is refused before minutes of tokenizing."""

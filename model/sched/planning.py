@@ -1,4 +1,4 @@
-"""How a step is put together: the running first, oldest first; then whoever waits, by turns.
+"""How a step is put together: the running first, by their claim; then whoever waits, by turns.
 
 Prefill and decode are one thing: computed tokens catch up with known tokens. Within a space's
 `chunk_tokens` the sequences that decode have their token and their drafts reserved, prefill shares the rest.
@@ -27,18 +27,20 @@ class RankDraft:
         self._budget = space.config.chunk_tokens  # for prefill, once decodes and drafts are reserved
         self._has_drafts = has_drafts
         self._num_drafts: dict[int, int] = {}
+        self._order: list[Sequence] = []  # of what runs, those that are preempted last first
         self._spare_full = self._spare_sliding = self._num_pending = 0  # see `open_for_admission`
 
     def plan_running(self) -> None:
-        """Give each running sequence its tokens; preempts from the youngest where blocks run out."""
+        """Give each running sequence its tokens; preempts who has the least claim where blocks run out."""
         running = self.space.running
         decoding = [seq for seq in running if seq.num_uncomputed == 1 and not seq.is_complete]
         self._budget -= len(decoding)
         if self._has_drafts:
             self._reserve_drafts(decoding)
+        self._order = _by_claim(running)
         index = 0
-        while index < len(running):  # preemption shortens the list from its end
-            self._plan_one(running[index])
+        while index < len(self._order):  # preemption shortens the list from its end
+            self._plan_one(self._order[index])
             index += 1
 
     def _reserve_drafts(self, decoding: list[Sequence]) -> None:
@@ -63,17 +65,17 @@ class RankDraft:
             self._budget -= num_tokens
 
     def _secure(self, seq: Sequence, want: int) -> int:
-        """How many of `want` tokens have blocks now; preempts from the youngest if none has.
+        """How many of `want` tokens have blocks now; preempts those with the least claim if none has.
 
-        What is freed stays in quarantine while steps are in flight, and is for the next plan: again the
-        oldest asks first. Whoever is younger finds nothing now, for both groups grow at one position.
+        What is freed stays in quarantine while steps are in flight, and is for the next plan: again they ask
+        in their order. Whoever comes later finds nothing now, for both groups grow at one position.
         """
-        running = self.space.running
-        while running[-1] is not seq and not self.space.fits_soon(seq):
-            self._preempt(running.pop())
+        while self._order[-1] is not seq and not self.space.fits_soon(seq):
+            self._preempt(self._order.pop())
         return self.space.capacity(seq, want)
 
     def _preempt(self, seq: Sequence) -> None:
+        self.space.running.remove(seq)
         self.space.release(seq, self._last_planned)
         seq.phase = Phase.WAITING
         self.space.waiting.push(seq)
@@ -166,6 +168,15 @@ class RankDraft:
         dropped, self.space.dropped = self.space.dropped, []
         self.space.free_followers()
         return RankStep(tuple(self.admitted), tuple(self.work), tuple(dropped), tuple(self._copies))
+
+
+def _by_claim(running: list[Sequence]) -> list[Sequence]:
+    """Running sequences by age -> who gets blocks first: the oldest, which always ends; then by priority.
+
+    The last one is the first to be preempted: the youngest of the lowest priority. One that was preempted is
+    admitted before everybody, so it becomes the oldest in time, whatever comes.
+    """
+    return [*running[:1], *sorted(running[1:], key=lambda seq: -seq.request.priority)]
 
 
 def admit_waiting(drafts: list[RankDraft], unplaced: WaitingQueue) -> None:

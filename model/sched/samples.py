@@ -14,6 +14,7 @@ from model.sched.config import SchedulerConfig
 from model.sched.drafting import Acceptance
 from model.sched.prefixes import Chain, borders
 from model.sched.sequence import Phase, Sequence
+from model.sched.turns import Place
 from model.types import Request, Usage
 
 
@@ -26,7 +27,7 @@ class Samples:
 
     @classmethod
     def of(
-        cls, request: Request, config: SchedulerConfig, first_id: int, place: float, now_s: float
+        cls, request: Request, config: SchedulerConfig, first_id: int, place: Place, now_s: float
     ) -> Samples:
         """Sequences of a request, in no queue yet: all but the first are its followers."""
         name = b"samples %d" % first_id if request.sampling.num_samples > 1 else b""

@@ -220,6 +220,7 @@ class Scheduler:
             stop_token_id=output.token_ids[num_kept - 1] if reason is FinishReason.STOP else None,
         )
         seq.returned(num_gained, work.num_drafts)
+        seq.place.line.charge(num_kept)
         if seq.chain is not None:
             seq.output_ids += delta.token_ids
         if seq.first_token_s is None:

@@ -9,7 +9,7 @@ from enum import Enum
 from model.sched.drafting import Acceptance
 from model.sched.loops import LoopDetector
 from model.sched.prefixes import Chain
-from model.sched.turns import turn_of
+from model.sched.turns import Place, turn_of
 from model.types import FinishReason, Request
 
 
@@ -33,7 +33,7 @@ class Sequence:
     seq_id: int  # also the order of arrival
     request: Request = field(repr=False)  # prompts are never printed, in an assertion neither
     added_s: float
-    place: float  # in its tenant's line, in tokens (turns)
+    place: Place = field(repr=False)  # in its tenant's line
     phase: Phase
     sample: int = 0  # which of its request's
     prompt_name: bytes = (

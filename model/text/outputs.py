@@ -16,6 +16,7 @@ class OutputStreams:
 
     def __init__(self, streams: Sequence[OutputStream]) -> None:
         self._streams = tuple(streams)
+        self._ids: list[list[int]] = [[] for _ in streams]
         self._num_tokens = [0] * len(streams)  # that count, of samples that have ended
 
     @classmethod
@@ -43,11 +44,19 @@ class OutputStreams:
         """Events of a delta, all of its sample."""
         stream = self._streams[delta.sample]
         events = stream.push(delta)
+        ids = self._ids[delta.sample]
+        ids += delta.token_ids
+        if ids and delta.stop_token_id == ids[-1]:
+            ids.pop()
         if delta.finish_reason is not None:
             num_tokens = delta.first_token_index + len(delta.token_ids)
             at_most = num_tokens if stream.stop_at is None else stream.stop_at
             self._num_tokens[delta.sample] = min(num_tokens, at_most)
         return events
+
+    def answer_ids(self, sample: int) -> Sequence[int]:
+        """Ids of a whole answer, without its end token; none if a stop string cut its text."""
+        return () if self._streams[sample].stop_at is not None else self._ids[sample]
 
     def usage(self, usage: Usage, vision_us: int) -> Usage:
         """The bill with what the scheduler cannot know: it sees ids alone.

@@ -14,6 +14,7 @@ from typing import Any
 from model.errors import CheckpointError, InvalidRequest
 from model.text.chat import IMAGE_PLACE, ChatTemplate, Conversation
 from model.text.images import ImageInput, ImageLimits, PlannedImage, check_image
+from model.text.splices import TURN_BEGIN, OpenTurn, Splices, Turns
 from model.text.tiles import GLOBAL_TOKENS, TILE_TOKENS, TilePlan
 from model.text.tokenizer import Piece, Tokenizer
 from model.types import ImageSpan
@@ -36,6 +37,7 @@ class PreparedPrompt:
     think_end_id: int | None = None  # of the token that ends the thinking in which the answer begins
     tools: tuple[Mapping[str, Any], ...] = ()
     prefix_ends: tuple[int, ...] = ()  # behind system and tools, and behind all that was said
+    open_turn: OpenTurn | None = None  # which the answer completes: to keep its ids under
 
     @property
     def num_image_tokens(self) -> int:
@@ -133,14 +135,17 @@ class PromptBuilder:
         template = ChatTemplate.load(directory, tokenizer) if has_template else None
         return cls(tokenizer, template, vocab_size=vocab_size, limits=limits, has_vision=has_vision)
 
-    def from_chat(self, conversation: Conversation) -> PreparedPrompt:
-        """Render, encode, place the images. BOS stands once, at the start. Raises InvalidRequest."""
+    def from_chat(self, conversation: Conversation, splices: Splices | None = None) -> PreparedPrompt:
+        """Render, encode, place the images. BOS stands once, at the start. Raises InvalidRequest.
+
+        A turn that `splices` know keeps the ids with which it was answered.
+        """
         if self._template is None:
             raise CheckpointError("chat_template.jinja: missing; give the prompt as text or ids")
         inputs, fields = _images_of(conversation)
         self._check_count(len(inputs), "messages")
         pieces = self._template.render(conversation).pieces
-        prompt = self._assemble(pieces, self._check(inputs, fields), "messages")
+        prompt = self._assemble(pieces, self._check(inputs, fields), "messages", splices)
         return replace(prompt, tools=conversation.tools)
 
     def from_text(self, text: str, images: Sequence[ImageInput] = ()) -> PreparedPrompt:
@@ -178,29 +183,56 @@ class PromptBuilder:
         return self._with_thinking(made)
 
     def _assemble(
-        self, pieces: Iterable[Piece], images: tuple[PlannedImage, ...], field: str
+        self,
+        pieces: Iterable[Piece],
+        images: tuple[PlannedImage, ...],
+        field: str,
+        splices: Splices | None = None,
     ) -> PreparedPrompt:
-        """Encode the text between image places, put the blocks into the places."""
+        """Encode the text between image places and known turns, put blocks and ids into the places."""
         pieces = tuple(pieces)
         place = Piece(IMAGE_PLACE, is_control=True)
         num_places = pieces.count(place)
         if num_places != len(images):
             raise InvalidRequest(field, f"{num_places} image places in the prompt, {len(images)} images")
+        turns = Turns({}, None)
+        if splices is not None:
+            turns = splices.read(pieces, [image.key for image in images])
         ids = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         spans: list[ImageSpan] = []
         remaining = iter(images)
         start = 0
         for index, piece in enumerate(pieces):
-            if piece != place:
+            turn = turns.spliced.get(index)
+            if piece != place and turn is None:
                 continue
             ids += self.tokenizer.encode_prompt(pieces[start:index])
+            if turn is not None:
+                ids += turn.ids
+                start = turn.end
+                continue
             image, start = next(remaining), index + 1
             spans += image_spans(image.plan, image.key, len(ids))
             ids += image_block(image.plan, ImageTokens.of(self.tokenizer))
         ids += self.tokenizer.encode_prompt(pieces[start:])
         text = "".join(piece.text for piece in pieces)
-        made = PreparedPrompt(tuple(ids), tuple(spans), images, text, prefix_ends=self._prefix_ends(ids))
+        made = PreparedPrompt(
+            tuple(ids),
+            tuple(spans),
+            images,
+            text,
+            prefix_ends=self._prefix_ends(ids),
+            open_turn=self._open_turn(turns, ids),
+        )
         return self._with_thinking(made)
+
+    def _open_turn(self, turns: Turns, ids: Sequence[int]) -> OpenTurn | None:
+        """The turn that the answer completes, if the prompt ends inside of one."""
+        if turns.before is None:
+            return None
+        turn = self.tokenizer.control_id(TURN_BEGIN.text)
+        begin = next(position for position in range(len(ids) - 1, -1, -1) if ids[position] == turn)
+        return OpenTurn(turns.before, tuple(ids[begin + 1 :]))
 
     def _prefix_ends(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Where the second turn begins (the first says system and tools), and the one to be written.

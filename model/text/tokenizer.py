@@ -33,7 +33,7 @@ class Piece:
 
 
 class Tokenizer:
-    """Ids and text of one checkpoint. Immutable once loaded; safe to use from several threads."""
+    """Ids and text of one checkpoint. Says the same for ever; safe to use from several threads."""
 
     def __init__(self, definition: dict[str, Any], bos_token: str | None = None) -> None:
         """`definition` is the content of tokenizer.json. Raises CheckpointError if it is unfit."""
@@ -43,7 +43,9 @@ class Tokenizer:
         # Without added tokens nothing in a text can become a control token.
         self._plain = _build({**definition, "added_tokens": [], "post_processor": None})
         self._control_ids: dict[str, int] = {token["content"]: token["id"] for token in added}
+        self._control_by_id = {token_id: name for name, token_id in self._control_ids.items()}
         self._special_ids = frozenset(token["id"] for token in added if token["special"])
+        self._known_bytes: dict[int, bytes] = {}  # of tokens that were asked for: microseconds each
         self.bos_token = bos_token
         self.bos_id = self.control_id(bos_token) if bos_token is not None else None
 
@@ -125,12 +127,38 @@ class Tokenizer:
             pieces.append(Piece(text[position:]))
         return pieces
 
+    def pieces(self, ids: Iterable[int]) -> list[Piece] | None:
+        """What `encode_prompt` may have made these ids of, texts joined; None if a text is not UTF-8."""
+        pieces: list[Piece] = []
+        pending = bytearray()
+        try:
+            for token_id in ids:
+                control = self._control_by_id.get(token_id)
+                if control is None:
+                    pending += self.token_bytes(token_id)
+                    continue
+                if pending:
+                    pieces.append(Piece(pending.decode()))
+                    pending.clear()
+                pieces.append(Piece(control, is_control=True))
+            if pending:
+                pieces.append(Piece(pending.decode()))
+        except UnicodeDecodeError:
+            return None
+        return pieces
+
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of ids; ids beyond the vocabulary have none. Invalid UTF-8 becomes U+FFFD."""
         return str(self._full.decode(list(ids), skip_special_tokens=skip_special))
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for (possibly part of a character); empty for an unknown id."""
+        known = self._known_bytes.get(token_id)
+        if known is None:
+            known = self._known_bytes[token_id] = self._read_bytes(token_id)
+        return known
+
+    def _read_bytes(self, token_id: int) -> bytes:
         token = self._full.id_to_token(token_id)
         if token is None:
             return b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -88,25 +88,59 @@ def answers(
     return run(trained, runner, options, requests, scheduler), scheduler
 
 
+def random_schemas(num: int) -> dict[str, dict[str, Any]]:
+    """By name; they get deeper and begin anew."""
+    return {
+        str(seed): {**random_schema(random.Random(seed), depth=seed % 4), "$defs": DEFINITIONS}
+        for seed in range(num)
+    }
+
+
+def assert_valid(
+    builder: PromptBuilder, found: Mapping[str, Generated], schemas: Mapping[str, dict[str, Any]]
+) -> int:
+    """Whatever was not cut is what its schema says; returns how many these are."""
+    whole = {name: answer for name, answer in found.items() if answer.finish_reason is FinishReason.STOP}
+    cut = {answer.finish_reason for name, answer in found.items() if name not in whole}
+    assert cut <= {FinishReason.LENGTH}, cut
+    for name, answer in whole.items():
+        value = json.loads(builder.tokenizer.decode(answer.token_ids[:-1]))
+        jsonschema.validate(value, schemas[name], format_checker=jsonschema.FormatChecker())
+    return len(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_500_hot_answers_with_drafts_are_valid(
+    trained: Checkpoint, builder: PromptBuilder, record_property: Callable[[str, object], None]
+) -> None:
+    """At temperature 1.5; float32, which a CPU computes faster."""
+    options = replace(OPTIONS, dtype="float32", kv_blocks=1024)
+    schemas = random_schemas(500)
+    asked = {name: hot(trained, Grammar.json_schema(schema), int(name)) for name, schema in schemas.items()}
+    runner, prompt = local_runner(trained, options)[0], builder.from_text(ANSWERS)
+    found, scheduler = answers(trained, runner, prompt, asked, options, has_drafts=True)
+    num_whole = assert_valid(builder, found, schemas)
+    record_property("finished_by_length", 500 - num_whole)
+    assert num_whole > 350, f"{500 - num_whole} of 500 were cut by max_tokens (103 are)"
+    load = scheduler.load()
+    assert load.num_held[0] > 0.2 * load.num_verified[0], "hardly a draft held"
+
+
 @pytest.mark.parametrize(
-    "num_schemas", [16, pytest.param(120, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+    "num_schemas", [16, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
 )
 def test_hot_answers_are_valid_and_the_same_with_drafts(
     trained: Checkpoint, builder: PromptBuilder, runner: LocalRunner, num_schemas: int
 ) -> None:
     prompt = builder.from_text(ANSWERS)
-    schemas = {}
-    for seed in range(num_schemas):
-        schemas[str(seed)] = {**random_schema(random.Random(seed), depth=seed % 4), "$defs": DEFINITIONS}
+    schemas = random_schemas(num_schemas)
     asked = {name: hot(trained, Grammar.json_schema(schema), int(name)) for name, schema in schemas.items()}
     plain, _ = answers(trained, runner, prompt, asked, has_drafts=False)
     drafted, scheduler = answers(trained, runner, prompt, asked, has_drafts=True)
     assert drafted == plain
-    whole = {name: found for name, found in plain.items() if found.finish_reason is FinishReason.STOP}
-    for name, found in whole.items():
-        value = json.loads(builder.tokenizer.decode(found.token_ids[:-1]))
-        jsonschema.validate(value, schemas[name], format_checker=jsonschema.FormatChecker())
-    assert len(whole) > num_schemas / 2, "most answers were cut: the test shows little"
+    num_whole = assert_valid(builder, plain, schemas)
+    assert num_whole > num_schemas / 2, "most answers were cut: the test shows little"
     load = scheduler.load()
     assert load.num_held[0] > 0.2 * load.num_verified[0], "hardly a draft held"
 

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,18 @@ SHAPES = {
         "max_running": 4,
         "num_drafts": 2,
     },
+    "tenants and priorities": {"is_mixed": 1},
+    "tenants and priorities, few full blocks": {"is_mixed": 1, "num_full_blocks": 14},
+    "tenants and priorities, everything": {
+        "is_mixed": 1,
+        "most_samples": 4,
+        "keeps_prefixes": True,
+        "num_spaces": 3,
+        "num_full_blocks": 20,
+        "num_sliding_blocks": 12,
+        "max_running": 4,
+        "num_drafts": 2,
+    },
     "drafts": {"num_drafts": 3},
     "drafts, few full blocks": {"num_drafts": 3, "num_full_blocks": 14},
     "drafts, few sliding blocks": {"num_drafts": 3, "num_sliding_blocks": 8},
@@ -81,6 +94,7 @@ OFTEN = (
     "prefixes, drafts",
     "drafts, three spaces",
     "samples, everything, three spaces",
+    "tenants and priorities, few full blocks",
 )
 
 
@@ -91,7 +105,8 @@ class Storm:
         self.random = random.Random(seed)
         self.longest_prompt, self.longest_output = lengths
         self.most_samples = shape.get("most_samples", 1)
-        sizes = {name: value for name, value in shape.items() if name != "most_samples"}
+        self.is_mixed = shape.get("is_mixed", 0) > 0  # in tenants and priorities
+        sizes = {name: value for name, value in shape.items() if name not in ("most_samples", "is_mixed")}
         self.bench = Bench(make_config(max_queued=12, **sizes))
         self.open: dict[RequestKey, Request] = {}
         self.fetching: set[RequestKey] = set()
@@ -139,9 +154,12 @@ class Storm:
             sampling["num_prompt_logprobs"] = self.random.choice([None, None, None, 0])
         prompt = f"topic {self.random.randrange(4)}" if self.bench.scheduler.config.keeps_prefixes else None
         request = make_request(f"r{number}", num_prompt, max_tokens, prompt, **sampling)
+        if self.is_mixed:
+            key = RequestKey(f"tenant {self.random.randrange(3)}", f"r{number}")
+            request = replace(request, key=key, priority=self.random.choice([-1, 0, 0, 1]))
         needs_images = self.random.random() < 0.3
         if needs_images:
-            request = Request(request.key, request.prompt_ids, request.sampling, (ImageSpan(0, 1, "sha"),))
+            request = replace(request, images=(ImageSpan(0, 1, "sha"),))
         try:
             self.bench.scheduler.add(request, needs_images=needs_images)
         except (Overloaded, InvalidRequest) as error:
@@ -246,7 +264,11 @@ def test_every_block_is_accounted_for_after_every_event(shape):
         assert storm.seen[event, True] > 50, f"{event} hardly came between plan and result"
 
 
-@pytest.mark.parametrize("also", [{}, {"num_drafts": 3, "keeps_prefixes": True}], ids=["plain", "all"])
+@pytest.mark.parametrize(
+    "also",
+    [{}, {"num_drafts": 3, "keeps_prefixes": True}, {"is_mixed": 1}],
+    ids=["plain", "all", "tenants and priorities"],
+)
 @pytest.mark.parametrize("seed", range(6))
 def test_books_hold_when_preemption_never_rests(seed, also):
     shape = {"num_full_blocks": 13, "num_sliding_blocks": 13, "max_running": 16, **also}

@@ -45,6 +45,14 @@ BANS = (
     Ban(
         "model/kernels/**/*.py", ("model.net", "model.text", "model.engine", "model.runner", "model.dispatch")
     ),
+    # The device engine computes what it is told: no books, no text, no loop; of the network a few functions.
+    Ban(
+        "model/device/**/*.py",
+        ("model.text", "model.engine", "model.runner", "model.dispatch", "model.local", "model.sched"),
+        but=("model.sched.blocks",),
+    ),
+    Ban("model/kernels/**/*.py", ("model.device",)),
+    Ban("model/net/**/*.py", ("model.device",)),
     Ban("model/net/**/*.py", ("model.engine", "model.runner", "model.text.chat", "model.local")),
     Ban("model/parallel.py", ("model.net", "model.dispatch", "model.engine", "model.runner", "model.text")),
     Ban("model/dispatch.py", ("model.net", "model.engine", "model.runner", "model.text")),

@@ -1,0 +1,65 @@
+"""Two ranks over gloo: the same tokens and logits as one, and the same bits on both."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from model.device import ops_plain
+from model.device.decoder import DeviceDecoder
+from model.device.exchange import Alone, GlooExchange
+from model.device.layout import KINDS, KVLayout, allocate_pools
+from model.device.pack_decoder import pack_decoder
+from model.device.prefill import prefill
+from model.device.state import StepRows, allocate_scratch
+from model.device.weights import Formats
+from tests.model.device.small_models import CPU, prompts_of, random_decoder, text_of
+
+NUM_STEPS = 6
+
+
+@torch.inference_mode()
+def answers(rank: int, world_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [steps, B] and this rank's last logits [B, V]."""
+    text = text_of(num_layers=5)
+    exchange = Alone() if world_size == 1 else GlooExchange(dist.group.WORLD)
+    weights = pack_decoder(random_decoder(text), Formats("bf16", "bf16"), rank, world_size)
+    layout = KVLayout.for_lengths(text, 2, 64, 32)
+    pools = allocate_pools(text, weights.share, layout, torch.float32, CPU)
+    engine = DeviceDecoder(weights, pools, ops_plain, exchange)
+    rows = StepRows.allocate(2, 1, layout.num_columns, CPU)
+    for kind in KINDS:
+        rows.sequences[kind].blocks_BM.copy_(layout.blocks(kind, CPU))
+    large = allocate_scratch(weights, ops_plain, 48, 1, torch.float32, is_prefill=True)
+    prefill(engine, rows, large, prompts_of(text, (31, 7)), 48, 32)
+    scratch = allocate_scratch(weights, ops_plain, 2, 1, torch.float32, is_prefill=False)
+    tokens = [rows.token_ids_T.clone()]
+    for _ in range(NUM_STEPS):
+        engine.decode_step(rows, scratch)
+        tokens.append(rows.token_ids_T.clone())
+    logits = scratch.view("logits", 2, weights.head.shape[0])
+    assert logits is not None
+    return torch.stack(tokens), logits.clone()
+
+
+def run_rank(rank: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{directory}/store", 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.save(answers(rank, 2), f"{directory}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_answer_as_one() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        mp.spawn(run_rank, args=(directory,), nprocs=2)
+        ranks = [torch.load(Path(directory) / f"{rank}.pt") for rank in (0, 1)]
+    tokens, logits = answers(0, 1)
+    assert torch.equal(ranks[0][0], ranks[1][0])
+    assert torch.equal(ranks[0][0], tokens)
+    both = torch.cat([part for _, part in ranks], dim=1)
+    assert (both - logits).abs().max() < 1e-4 * logits.abs().max()

@@ -15,7 +15,7 @@ from model.nano.tools import ZOOM, crop
 from protos.fluyt.v1 import inference_pb2 as pb
 
 MAX_LOOKS = 3
-MAX_TOKENS = 64
+MAX_TOKENS = 256  # it thinks first
 
 
 @dataclass(frozen=True)

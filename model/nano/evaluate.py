@@ -20,7 +20,7 @@ from model.sampling import SamplingOptions
 from model.text.chat import Conversation, ToolCall
 from model.text.prompt import PromptBuilder
 
-MAX_TOKENS = 192
+MAX_TOKENS = 320
 SEED = 2  # of the examination; training draws from others
 AT_ONCE = 32  # conversations in the engine: their embeddings and pixels are held
 

@@ -20,7 +20,7 @@ from model.nano.data.canvas import (
     weather,
 )
 from model.nano.data.chart_plans import Chart, mixed, plan_chart
-from model.nano.data.chart_thoughts import Told, ranking
+from model.nano.data.chart_thoughts import Axis, Told, listed, ranking
 from model.nano.data.scene import BAR_END, TICK, Exchange, Mark, Scene
 from model.nano.tools import COORDINATES
 
@@ -67,18 +67,20 @@ def draw_chart(rng: random.Random, chart: Chart) -> Scene:
     pairs = zip(chart.labels, chart.values, strict=True)
     values = Exchange("Write down the chart.", "\n".join(f"{label} {value}" for label, value in pairs))
     named = zip(chart.labels, tips, strict=True)
-    asked = [values, drills.places("Where does each value end?", named, picture.size)]
+    asked = [values, drills.places("Where does each value end?", drills.place_lines(named, picture.size))]
     if ticks:
         numbers = zip(map(str, chart.ticks), ticks, strict=True)
-        asked.append(drills.places("Where are the numbers of the axis?", numbers, picture.size))
-    return Scene(picture, marks, exchanges_of(rng, chart, ends_of(chart, tips)), tuple(asked))
+        where = drills.place_lines(numbers, picture.size)
+        asked.append(drills.places("Where are the numbers of the axis?", where))
+    axis = Axis(along(chart, ticks), along(chart, tips))
+    return Scene(picture, marks, exchanges_of(rng, chart, axis), tuple(asked))
 
 
-def ends_of(chart: Chart, tips: Sequence[Mark]) -> tuple[int, ...]:
-    """How far along its axis each value ends, in thousandths of the picture."""
+def along(chart: Chart, marks: Sequence[Mark]) -> tuple[int, ...]:
+    """How far along the axis of the values each mark is, in thousandths of the picture."""
     if chart.form == "bars":
-        return tuple(round(tip.x * COORDINATES / chart.size[0]) for tip in tips)
-    return tuple(round(tip.y * COORDINATES / chart.size[1]) for tip in tips)
+        return tuple(round(mark.x * COORDINATES / chart.size[0]) for mark in marks)
+    return tuple(round(mark.y * COORDINATES / chart.size[1]) for mark in marks)
 
 
 def _paint(canvas: Canvas, rng: random.Random, chart: Chart) -> Paint:
@@ -202,13 +204,10 @@ def _is_valley(chart: Chart, index: int) -> bool:
     return values[index] < min(values[max(0, index - 1) : index] + values[index + 1 : index + 2])
 
 
-def exchanges_of(rng: random.Random, chart: Chart, ends: Sequence[int]) -> tuple[Exchange, ...]:
-    """Two or three values, the highest, the lowest, one difference.
-
-    What is not written is thought through (`chart_thoughts`): read at once it is too much for a small model.
-    """
-    told = [Told(chart, index, end) for index, end in enumerate(ends)]
-    asked = [_value_exchange(rng, one) for one in rng.sample(told, rng.randint(2, 3))]
+def exchanges_of(rng: random.Random, chart: Chart, axis: Axis) -> tuple[Exchange, ...]:
+    """Two or three values, the highest, the lowest, one difference."""
+    told = [Told(chart, index, end) for index, end in enumerate(axis.ends)]
+    asked = [_value_exchange(rng, told, one, axis) for one in rng.sample(told, rng.randint(2, 3))]
     every = ", ".join(f"{one.label} {one.value}" for one in told) + "."
     noun = "bar" if chart.form in {"columns", "bars"} else "point"
     for word, long, large, end, pick in (
@@ -220,22 +219,25 @@ def exchanges_of(rng: random.Random, chart: Chart, ends: Sequence[int]) -> tuple
         question = rng.choice((first, *other))
         answer = pick(told, key=lambda one: one.value).label
         asked.append(Exchange(question, answer, ranking(told), every))
-    return (*asked, _difference(rng, told))
+    return (*asked, _difference(rng, told, axis))
 
 
-def _value_exchange(rng: random.Random, told: Told) -> Exchange:
+def _value_exchange(rng: random.Random, told: Sequence[Told], one: Told, axis: Axis) -> Exchange:
     question = rng.choice(
         (
-            f"What is the value of {told.label}?",
-            f"How much is {told.label}?",
-            f"What value does {told.label} have?",
-            f"Read the value of {told.label} from the chart.",
+            f"What is the value of {one.label}?",
+            f"How much is {one.label}?",
+            f"What value does {one.label} have?",
+            f"Read the value of {one.label} from the chart.",
         )
     )
-    return Exchange(question, str(told.value), told.measured, f"{told.measured or told.sentence}.")
+    thought = listed(told[: one.index + 1], axis)
+    if one.beside:
+        thought += f", {one.beside}"
+    return Exchange(question, str(one.value), thought, f"{one.sentence}.")
 
 
-def _difference(rng: random.Random, told: Sequence[Told]) -> Exchange:
+def _difference(rng: random.Random, told: Sequence[Told], axis: Axis) -> Exchange:
     while True:
         high, low = sorted(rng.sample(told, 2), key=lambda one: -one.value)
         if high.value != low.value:
@@ -251,7 +253,8 @@ def _difference(rng: random.Random, told: Sequence[Told]) -> Exchange:
     if rng.random() < 0.25:
         one, other = rng.sample((high, low), 2)
         question = f"What is the difference between {one.label} and {other.label}?"
+    begin = listed(told[: max(one.index, other.index) + 1], axis)
     sum_up = f"{high.value} - {low.value} = {high.value - low.value}"
-    thought = f"{one.read}, {other.read}. {sum_up}"
+    thought = f"{begin}. {one.read}, {other.read}. {sum_up}"
     steps = f"{one.sentence}. {other.sentence}. {sum_up}"
     return Exchange(question, str(high.value - low.value), thought, steps)

@@ -28,7 +28,7 @@ from model.nano.data.canvas import (
 from model.nano.data.chart_plans import draw_labels, free_area, free_cap, least_cap, mixed, part
 from model.nano.data.fonts import Face
 from model.nano.data.scan_plans import Scan, Spot, plan_scan
-from model.nano.data.scene import BAR_END, MARKER, Exchange, Scene
+from model.nano.data.scene import BAR_END, LEVEL_KINDS, MARKER, Exchange, Scene
 
 Form = Literal["columns", "bars", "patches"]
 LEAST_GAP = 35.0  # brightness between the darkest shade and the next, of 255
@@ -52,6 +52,16 @@ class Patch:
     colour: Colour
     hue: str
     length: float
+
+    @property
+    def level(self) -> int:
+        """Its brightness in tenths: shades that are compared differ by more than one."""
+        return round(brightness(self.colour) / 25.5)
+
+    @property
+    def level_kind(self) -> str:
+        """What the middle of it is labelled with."""
+        return LEVEL_KINDS[self.level]
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,7 @@ def draw_palette(rng: random.Random, palette: Palette) -> Scene:
             end, half = x + patch.length * (wide - label - 0.6 * cap), high * share / 2
             canvas.draw.rectangle((x, y - half, end, y + half), fill=fill, outline=outline)
             canvas.mark(BAR_END, end, y)
+            canvas.mark(patch.level_kind, x + 4, y)
             canvas.text(x - 0.6 * cap, y - cap / 2, patch.label, palette.face, cap, ink, "right")
             continue
         bottom = top + high - (1.5 if palette.form == "columns" else 2.1) * cap
@@ -190,12 +201,14 @@ def draw_palette(rng: random.Random, palette: Palette) -> Scene:
             end, half = bottom - patch.length * (bottom - top), wide * share / 2
             canvas.draw.rectangle((middle - half, end, middle + half, bottom), fill=fill, outline=outline)
             canvas.mark(BAR_END, middle, end)
+            canvas.mark(patch.level_kind, middle, bottom - 4)
         else:
             half = min(wide * share / 2, 0.9 * (bottom - top))
             top = max(top, bottom - 2.8 * half)
             shape = canvas.draw.ellipse if is_round else canvas.draw.rectangle
             shape((middle - half, top, middle + half, bottom), fill=fill, outline=outline)
             canvas.mark(MARKER, middle, (top + bottom) / 2)
+            canvas.mark(patch.level_kind, middle, bottom - 0.2 * (bottom - top))
         canvas.text(middle, bottom + 0.5 * cap, patch.label, palette.face, cap, ink, "centre")
     picture, marks = weather(canvas, rng, most_degrees=palette.degrees)
     return Scene(picture, marks, palette_exchanges(rng, palette))
@@ -224,6 +237,7 @@ def palette_exchanges(rng: random.Random, palette: Palette) -> tuple[Exchange, .
     noun = "patch" if palette.form == "patches" else "bar"
     named = [patch.label for patch in palette.patches if patch.hue == hue]
     listed = f"{', '.join(named[:-1])} and {named[-1]} are {hue}"
+    levels = ", ".join(f"{patch.label} {patch.hue} {patch.level}" for patch in palette.patches)
     asked = [("darker" if len(shades) == 2 else "darkest", shades[0])]
     if brightness(shades[-1].colour) - brightness(shades[-2].colour) >= LEAST_GAP:
         asked.append(("lighter" if len(shades) == 2 else "lightest", shades[-1]))
@@ -237,7 +251,7 @@ def palette_exchanges(rng: random.Random, palette: Palette) -> tuple[Exchange, .
                 f"Name the {word} {hue} {noun}.",
             )
         )
-        found.append(Exchange(question, patch.label, listed, f"{listed}; {patch.label} is the {word}."))
+        found.append(Exchange(question, patch.label, levels, f"{listed}; {patch.label} is the {word}."))
     return tuple(found)
 
 

@@ -74,6 +74,11 @@ class Fact:
     value: str
 
     @property
+    def line(self) -> str:
+        """As it is written, "" where it stands alone."""
+        return f"{self.label} {self.value}" if self.label else ""
+
+    @property
     def steps(self) -> str:
         """Where it is found."""
         return f"The line {self.label} says {self.value}." if self.label else f"{self.value} stands alone."
@@ -203,11 +208,13 @@ def _add_total(rng: random.Random, page: Page, cents: int) -> list[Fact]:
 
 def bill_exchanges(rng: random.Random, bill: Bill) -> tuple[Exchange, ...]:
     """Questions in words, and as many that want JSON."""
-    found = [Exchange(rng.choice(_QUESTIONS[fact.what]), fact.value, steps=fact.steps) for fact in bill.facts]
+    found = [
+        Exchange(rng.choice(_QUESTIONS[fact.what]), fact.value, fact.line, fact.steps) for fact in bill.facts
+    ]
     for item in rng.sample(bill.items, min(3, len(bill.items))):
         asked = rng.choice(("What is the price of {}?", "What does {} cost?", "How much is {}?"))
-        price = words.money(item.cents)
-        found.append(Exchange(asked.format(item.name), price, steps=f"The line {item.name} says {price}."))
+        price, thought = words.money(item.cents), _prices_until(bill, item)
+        found.append(Exchange(asked.format(item.name), price, thought, f"The line {item.name} says {price}."))
     if rng.random() < 0.5:
         asked = rng.choice(("How many different items are there?", "How many items are listed?"))
         named = ", ".join(item.name for item in bill.items)
@@ -219,12 +226,20 @@ def bill_exchanges(rng: random.Random, bill: Bill) -> tuple[Exchange, ...]:
             if rng.random() < 0.4:
                 fields.insert(0, Field("item", item.name))
             intro, steps = f"What does {item.name} cost? ", f"The line {item.name} says {fields[-1].text}."
+            thought = _prices_until(bill, item)
         else:
             facts = rng.sample(bill.facts, min(rng.randint(1, 2), len(bill.facts)))
             fields = [_field_of(rng, fact) for fact in facts]
             intro, steps = "", " ".join(fact.steps for fact in facts)
-        found.append(json_exchange(rng, intro, fields, steps))
+            thought = ", ".join(fact.line for fact in facts if fact.line)
+        found.append(json_exchange(rng, intro, fields, thought, steps))
     return tuple({exchange.question: exchange for exchange in found}.values())
+
+
+def _prices_until(bill: Bill, last: Item) -> str:
+    """The items and what they cost, as far as the one that is asked for."""
+    kept = bill.items[: bill.items.index(last) + 1]
+    return ", ".join(f"{item.name} {words.money(item.cents)}" for item in kept)
 
 
 def _field_of(rng: random.Random, fact: Fact) -> Field:

@@ -32,12 +32,16 @@ def _written(which: str, kept: Sequence[str]) -> Exchange:
     return Exchange(question, "\n".join(kept), steps=f"These are {len(kept)} lines")
 
 
-def places(question: str, named: Iterable[tuple[str, Mark]], size: tuple[int, int]) -> Exchange:
-    """Where each of the marks is: name, across, down."""
-    across, down = COORDINATES / size[0], COORDINATES / size[1]
-    lines = [f"{name} {round(mark.x * across)} {round(mark.y * down)}" for name, mark in named]
+def places(question: str, lines: Sequence[str]) -> Exchange:
+    """Where things are, a line of `place_lines` for each."""
     kept = fitting(lines)
     return Exchange(question, "\n".join(kept), steps=f"There are {len(kept)} places")
+
+
+def place_lines(named: Iterable[tuple[str, Mark]], size: tuple[int, int]) -> list[str]:
+    """A line for each: name, across, down, in thousandths of the picture."""
+    across, down = COORDINATES / size[0], COORDINATES / size[1]
+    return [f"{name} {round(mark.x * across)} {round(mark.y * down)}" for name, mark in named]
 
 
 def fitting(lines: Sequence[str]) -> list[str]:

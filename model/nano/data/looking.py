@@ -16,7 +16,7 @@ from PIL import Image, ImageFilter
 from model.nano.data import drills, words
 from model.nano.data.canvas import Box, Canvas, Style, brightness, paint_background, shaded, text_width
 from model.nano.data.reading import NAMED_COLOURS, stands_out
-from model.nano.data.scene import MARKER, Mark
+from model.nano.data.scene import COLOUR_KINDS, MARKER, Mark
 from model.nano.data.talk import (
     IMAGE,
     Effort,
@@ -117,9 +117,8 @@ def look_lesson(rng: random.Random, style: Style) -> Lesson:
         if card.is_small:
             box = look_box(card, task.desk.picture.size)
             call = ToolCall("zoom", {"box": list(box)})
-            messages.append(
-                ChatMessage("assistant", "", reasoning_content=_why(card, effort), tool_calls=(call,))
-            )
+            said = _thought(task.desk, card, effort)
+            messages.append(ChatMessage("assistant", "", reasoning_content=said, tool_calls=(call,)))
             messages.append(ChatMessage("tool", (IMAGE,)))
             views.append(_cropped_view(task.desk, box))
     messages.append(ChatMessage("assistant", task.answer, reasoning_content=""))
@@ -129,14 +128,25 @@ def look_lesson(rng: random.Random, style: Style) -> Lesson:
 
 def _places_lesson(rng: random.Random, desk: Desk) -> Lesson:
     """Where all cards are: who cannot say it zooms beside them."""
-    named = [(card.colour, Mark(MARKER, *card.box.centre)) for card in desk.cards]
-    exchange = drills.places("Where is each card?", named, desk.picture.size)
+    exchange = drills.places("Where is each card?", card_lines(desk))
     view = View(desk.picture, desk.marks, max_tiles=0)
     return Lesson((view,), (talk_of("look", exchange, (0,), draw_effort(rng)),))
 
 
-def _why(card: Card, effort: Effort) -> str:
-    return f"The {card.colour} card is too small to read" if effort == "high" else ""
+def card_lines(desk: Desk, last: Card | None = None) -> list[str]:
+    """Where the cards are, from above, as far as the one that is wanted."""
+    cards = sorted(desk.cards, key=lambda card: card.box.centre[1])
+    kept = cards if last is None else cards[: cards.index(last) + 1]
+    named = [(card.colour, Mark(MARKER, *card.box.centre)) for card in kept]
+    return drills.place_lines(named, desk.picture.size)
+
+
+def _thought(desk: Desk, card: Card, effort: Effort) -> str:
+    """Before a look: the last line is where it goes."""
+    if effort == "low":
+        return ""
+    why = [f"The {card.colour} card is too small to read"] if effort == "high" else []
+    return "\n".join((*card_lines(desk, card), *why))
 
 
 def look_box(card: Card, size: tuple[int, int]) -> tuple[int, int, int, int]:
@@ -215,6 +225,7 @@ def _draw_card(
         paint = shaded(NAMED_COLOURS[colour], rng, 12)
         canvas.draw.rounded_rectangle((x, y, box.right, box.bottom), rng.uniform(0, cap), fill=paint)
         canvas.mark(MARKER, *box.centre)
+        canvas.mark(COLOUR_KINDS[colour], x + 3 * unit, y + 3 * unit)
         ink = (14, 14, 16) if brightness(paint) > 110 else (250, 250, 248)
         left = rng.uniform(x + 0.5 * cap, box.right - wide - 0.5 * cap)
         top = rng.uniform(y + 0.5 * cap, box.bottom - 1.5 * cap)

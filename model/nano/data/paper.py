@@ -160,7 +160,9 @@ def labelled(label: str, value: str) -> str:
     return f"{label} {value}" if label.endswith(".") else f"{label}: {value}"
 
 
-def json_exchange(rng: random.Random, intro: str, fields: Sequence[Field], steps: str) -> Exchange:
+def json_exchange(
+    rng: random.Random, intro: str, fields: Sequence[Field], thought: str, steps: str
+) -> Exchange:
     """A question with a schema; numbers in the answer stay as they are written, 12.50 and not 12.5."""
     kinds = [rng.choice(field.kinds) for field in fields]
     schema = {
@@ -173,7 +175,7 @@ def json_exchange(rng: random.Random, intro: str, fields: Sequence[Field], steps
         for field, kind in zip(fields, kinds, strict=True)
     ]
     question = intro + rng.choice(_AS_JSON[:3] if intro else _AS_JSON) + json.dumps(schema)
-    return Exchange(question, "{" + ", ".join(parts) + "}", steps=steps)
+    return Exchange(question, "{" + ", ".join(parts) + "}", thought, steps)
 
 
 def start_canvas(sheet: Sheet, used: Box) -> Canvas:

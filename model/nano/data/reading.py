@@ -19,7 +19,7 @@ from model.nano.data.canvas import (
     text_width,
     weather,
 )
-from model.nano.data.scene import Exchange, Mark, Scene
+from model.nano.data.scene import COLOUR_KINDS, Exchange, Mark, Scene
 
 LEAST_CAP, MOST_CAP = 14.0, 64.0  # heights of capitals, in pixels of the view
 _MARGIN = 12
@@ -55,7 +55,9 @@ def single_text(rng: random.Random, style: Style, width: int, height: int) -> Sc
     answer = placed.text
     exchange = Exchange(rng.choice(_ONE), answer, steps=f"The only text is {answer}")
     picture, marks = weather(canvas, rng)
-    drill = drills.places("Where does the text begin?", [(answer, marks[0])], picture.size)
+    drill = drills.places(
+        "Where does the text begin?", drills.place_lines([(answer, marks[0])], picture.size)
+    )
     return Scene(picture, marks, (exchange,), (drill,))
 
 
@@ -66,22 +68,25 @@ def coloured_texts(rng: random.Random, style: Style, width: int, height: int) ->
     free = [name for name, colour in NAMED_COLOURS.items() if stands_out(colour, tone)]
     rng.shuffle(free)
     taken: list[Box] = []
-    exchanges, firsts = [], list[tuple[str, int]]()
+    texts = list[tuple[str, str, int]]()  # colour, text, its first mark
     for name in free[: rng.randint(2, 4)]:
         first = len(canvas.marks)
         placed = _place(canvas, style, rng, _short_text(rng), shaded(NAMED_COLOURS[name], rng, 14), taken)
         if placed is not None:
-            firsts.append((name, first))
+            texts.append((name, placed.text, first))
             taken.append(placed.box.grown(10))
-            question = rng.choice((f"What is the {name} text?", f"Read the {name} text."))
-            steps = f"The {name} text is {placed.text}"
-            exchanges.append(Exchange(question, placed.text, steps=steps))
-    if not exchanges:
+            canvas.mark(COLOUR_KINDS[name], placed.box.left - 8 * style.unit, placed.box.centre[1])
+    if not texts:
         return single_text(rng, style, width, height)
     picture, marks = weather(canvas, rng)
-    named = [(name, marks[first]) for name, first in firsts]
-    drill = drills.places("Where does each text begin?", named, picture.size)
-    return Scene(picture, marks, tuple(exchanges), (drill,))
+    texts.sort(key=lambda text: marks[text[2]].y)
+    where = drills.place_lines([(name, marks[first]) for name, _, first in texts], picture.size)
+    exchanges = []
+    for index, (name, text, _) in enumerate(texts):
+        question = rng.choice((f"What is the {name} text?", f"Read the {name} text."))
+        steps = f"The {name} text is {text}"
+        exchanges.append(Exchange(question, text, "\n".join(where[: index + 1]), steps))
+    return Scene(picture, marks, tuple(exchanges), (drills.places("Where does each text begin?", where),))
 
 
 def lines(rng: random.Random, style: Style, width: int, height: int) -> Scene:
@@ -111,10 +116,11 @@ def lines(rng: random.Random, style: Style, width: int, height: int) -> Scene:
     for index in range(count):
         firsts.append(len(canvas.marks))
         canvas.text(left, top + index * step, texts[index], face, cap, ink)
-    exchanges = _line_exchanges(rng, labels[:count], values[:count], is_labelled)
+    exchanges = _line_exchanges(rng, labels[:count], values[:count], texts[:count], is_labelled=is_labelled)
     picture, marks = weather(canvas, rng)
     where = _where_lines_begin(texts[:count], [marks[first] for first in firsts], picture.size)
-    return Scene(picture, marks, tuple(exchanges), (drills.written(texts[:count]), where))
+    drill = drills.places("Where does each line begin?", where)
+    return Scene(picture, marks, tuple(exchanges), (drills.written(texts[:count]), drill))
 
 
 def page(rng: random.Random, style: Style, width: int, height: int) -> Scene:
@@ -140,27 +146,29 @@ def page(rng: random.Random, style: Style, width: int, height: int) -> Scene:
             canvas.text(margin, y, "  ".join(row), face, cap, ink)
             rows.append(row)
         y += cap * rng.uniform(1.8, 2.6)
-    exchanges = _page_exchanges(rows)
-    if not exchanges:
-        return single_text(rng, style, width, height)
     picture, marks = weather(canvas, rng)
     texts = [" ".join(row) for row in rows]
     where = _where_lines_begin(texts, [marks[first] for first in firsts], picture.size)
-    return Scene(picture, marks, tuple(exchanges), (drills.written(texts), where))
+    exchanges = _page_exchanges(rows, where)
+    if not exchanges:
+        return single_text(rng, style, width, height)
+    drill = drills.places("Where does each line begin?", where)
+    return Scene(picture, marks, tuple(exchanges), (drills.written(texts), drill))
 
 
-def _where_lines_begin(texts: list[str], marks: list[Mark], size: tuple[int, int]) -> Exchange:
+def _where_lines_begin(texts: list[str], marks: list[Mark], size: tuple[int, int]) -> list[str]:
     named = [(text.split()[0], mark) for text, mark in zip(texts, marks, strict=True)]
-    return drills.places("Where does each line begin?", named, size)
+    return drills.place_lines(named, size)
 
 
-def _page_exchanges(rows: list[list[str]]) -> list[Exchange]:
+def _page_exchanges(rows: list[list[str]], where: list[str]) -> list[Exchange]:
     everything = [text for row in rows for text in row]
     exchanges = [
         Exchange(
             f"What does the {_ORDINALS[index]} line say?",
             " ".join(row),
-            steps=f"Line {index + 1} has {len(row)} words",
+            "\n".join(where[: index + 1]),
+            f"Line {index + 1} has {len(row)} words",
         )
         for index, row in enumerate(rows[: len(_ORDINALS)])
         if len(row) <= 3
@@ -175,23 +183,27 @@ def _page_exchanges(rows: list[list[str]]) -> list[Exchange]:
 
 
 def _line_exchanges(
-    rng: random.Random, labels: list[str], values: list[str], is_labelled: bool
+    rng: random.Random, labels: list[str], values: list[str], texts: list[str], *, is_labelled: bool
 ) -> list[Exchange]:
+    begins = ["\n".join(texts[: index + 1]) for index in range(len(texts))]
     if is_labelled:
         return [
             Exchange(
                 rng.choice((f"What is {label}?", f"What is the value of {label}?")),
                 value,
-                steps=f"The line {label} says {value}",
+                begin,
+                f"The line {label} says {value}",
             )
-            for label, value in zip(labels, values, strict=True)
+            for label, value, begin in zip(labels, values, begins, strict=True)
         ]
     exchanges = [
-        Exchange(f"What does the {_ORDINALS[index]} line say?", value, steps=f"Line {index + 1} says {value}")
+        Exchange(
+            f"What does the {_ORDINALS[index]} line say?", value, begins[index], f"Line {index + 1} says it"
+        )
         for index, value in enumerate(values)
     ]
     exchanges.append(
-        Exchange("What does the last line say?", values[-1], steps=f"There are {len(values)} lines")
+        Exchange("What does the last line say?", values[-1], begins[-1], f"There are {len(values)} lines")
     )
     return exchanges
 

@@ -11,7 +11,13 @@ from PIL import Image
 # coloured marker.
 CHARACTERS = "".join(chr(code) for code in range(33, 127))
 BAR_END, TICK, BOX_START, BOX_END, MARKER = "bar_end", "tick", "box_start", "box_end", "marker"
-KINDS = (*CHARACTERS, BAR_END, TICK, BOX_START, BOX_END, MARKER)
+# Things that are called by a colour, and how bright a shade is (tenths).
+COLOUR_KINDS = {
+    name: f"colour {name}"
+    for name in ("red", "green", "blue", "orange", "purple", "yellow", "black", "white")
+}
+LEVEL_KINDS = tuple(f"level {level}" for level in range(11))
+KINDS = (*CHARACTERS, BAR_END, TICK, BOX_START, BOX_END, MARKER, *COLOUR_KINDS.values(), *LEVEL_KINDS)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from model.nano.data.boards import (
     title_bar,
 )
 from model.nano.data.canvas import Box, Style, weather
-from model.nano.data.scene import BOX_START, Mark, Scene
-from model.nano.data.widgets import Icon, Panel, Screen, draw_screen, screen_exchanges
+from model.nano.data.scene import Scene
+from model.nano.data.widgets import Icon, Panel, Screen, draw_screen, screen_exchanges, target_lines
 
 _EDGE = 3.0
 
@@ -37,8 +37,7 @@ def desktop(rng: random.Random, style: Style, width: int, height: int) -> Scene:
 def _scene(rng: random.Random, screen: Screen) -> Scene:
     picture, marks = weather(draw_screen(screen), rng, most_degrees=0)
     exchanges = screen_exchanges(rng, screen)
-    targets = [(target.label, Mark(BOX_START, *target.box.centre)) for target in screen.targets]
-    where = drills.places("Where is what can be tapped?", targets, picture.size)
+    where = drills.places("Where is what can be tapped?", target_lines(screen))
     titles = drills.written([title for title, _ in screen.entries]) if screen.entries else where
     titles = replace(titles, question=titles.question.replace("line", "title"))
     return Scene(picture, marks, exchanges, (where, where, titles))

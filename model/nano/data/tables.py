@@ -168,10 +168,13 @@ def _dress(canvas: Canvas, grid: Grid, area: Box) -> None:
 
 
 def table_exchanges(rng: random.Random, grid: Grid) -> tuple[Exchange, ...]:
-    """Cells by name, a row by its cell, a cell by number, and as many questions that want JSON."""
+    """Cells by name, a row by its cell, a cell by number, and as many questions that want JSON.
+
+    Thoughts write down headers and rows as far as what is asked for.
+    """
     found = []
     for _ in range(4):
-        column, row = rng.choice(grid.columns[1:]), rng.randrange(len(grid.names))
+        column, row = rng.randrange(1, len(grid.columns)), rng.randrange(len(grid.names))
         asked = rng.choice(
             (
                 "What is the {} of {}?",
@@ -180,34 +183,43 @@ def table_exchanges(rng: random.Random, grid: Grid) -> tuple[Exchange, ...]:
                 "What does the column {} say for {}?",
             )
         )
-        question = asked.format(column.header, grid.names[row])
-        found.append(Exchange(question, column.cells[row], steps=_says(grid, row, column)))
-    column, row = rng.choice(grid.columns[1:]), rng.randrange(len(grid.names))
-    if column.cells.count(column.cells[row]) == 1:
-        question = f"Which {grid.columns[0].header} has the {column.header} {column.cells[row]}?"
-        found.append(Exchange(question, grid.names[row], steps=_says(grid, row, column)))
+        question = asked.format(grid.columns[column].header, grid.names[row])
+        found.append(_cell_exchange(grid, question, row, column))
+    column, row = rng.randrange(1, len(grid.columns)), rng.randrange(len(grid.names))
+    header, cells = grid.columns[column].header, grid.columns[column].cells
+    if cells.count(cells[row]) == 1:
+        question = f"Which {grid.columns[0].header} has the {header} {cells[row]}?"
+        pairs = zip(grid.names[: row + 1], cells, strict=False)
+        thought = f"{_headers_until(grid, column)}; {', '.join(f'{name} {cell}' for name, cell in pairs)}"
+        found.append(Exchange(question, grid.names[row], thought, _says(grid, row, grid.columns[column])))
     number = rng.randrange(len(grid.columns))
     if rng.random() < 0.5:
         question = f"What is in row {row + 1} below the header, column {number + 1}?"
-        header = grid.columns[number].header
-        begin = ", ".join(grid.names[: row + 1])
-        thought = f"{begin}; column {number + 1} is {header}"
-        found.append(
-            Exchange(
-                question,
-                grid.columns[number].cells[row],
-                thought,
-                f"Row {row + 1} is {grid.names[row]}, column {number + 1} is {header}.",
-            )
-        )
+        found.append(_cell_exchange(grid, question, row, number))
     else:
         question = f"What is the header of column {number + 1}?"
-        begin = ", ".join(column.header for column in grid.columns[: number + 1])
+        begin = _headers_until(grid, number)
         found.append(
             Exchange(question, grid.columns[number].header, begin, f"The headers begin with {begin}.")
         )
     found += [_json_of_row(rng, grid) for _ in range(len(found))]
     return tuple({exchange.question: exchange for exchange in found}.values())
+
+
+def _cell_exchange(grid: Grid, question: str, row: int, column: int) -> Exchange:
+    chosen = grid.columns[column]
+    return Exchange(question, chosen.cells[row], _way_to(grid, row, column), _says(grid, row, chosen))
+
+
+def _headers_until(grid: Grid, column: int) -> str:
+    return ", ".join(column.header for column in grid.columns[: column + 1])
+
+
+def _way_to(grid: Grid, row: int, column: int) -> str:
+    """Headers until the column, names until the row, then the row until the cell."""
+    names = ", ".join(grid.names[: row + 1])
+    cells = " ".join(column.cells[row] for column in grid.columns[: column + 1])
+    return f"{_headers_until(grid, column)}; {names}; {cells}"
 
 
 def _says(grid: Grid, row: int, column: Column) -> str:
@@ -218,14 +230,17 @@ def _json_of_row(rng: random.Random, grid: Grid) -> Exchange:
     row = rng.randrange(len(grid.names))
     some = rng.sample(grid.columns[1:], min(rng.randint(1, 2), len(grid.columns) - 1))
     steps = " ".join(_says(grid, row, column) for column in some)
+    thought = _way_to(grid, row, max(grid.columns.index(column) for column in some))
     if len(some) == 1 and rng.random() < 0.5:
         column = some[0]
         fields = [Field(rng.choice(("value", "answer", "cell")), column.cells[row], _JSON_KINDS[column.kind])]
         if rng.random() < 0.6:
             fields.insert(0, Field("row", grid.names[row]))
-        return json_exchange(rng, f"What is the {column.header} of {grid.names[row]}? ", fields, steps)
+        return json_exchange(
+            rng, f"What is the {column.header} of {grid.names[row]}? ", fields, thought, steps
+        )
     fields = [
         Field(column.header.lower().rstrip("."), column.cells[row], _JSON_KINDS[column.kind])
         for column in some
     ]
-    return json_exchange(rng, f"What does the row {grid.names[row]} say? ", fields, steps)
+    return json_exchange(rng, f"What does the row {grid.names[row]} say? ", fields, thought, steps)

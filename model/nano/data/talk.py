@@ -50,14 +50,16 @@ class Lesson:
 def draw_effort(rng: random.Random) -> Effort:
     """None is the usual case."""
     drawn = rng.random()
-    return None if drawn < 0.5 else "low" if drawn < 0.75 else "high"
+    return None if drawn < 0.6 else "low" if drawn < 0.8 else "high"
 
 
 def thinking(exchange: Exchange, effort: Effort) -> str:
-    """What stands in the think block: nothing at low effort, the steps at high effort."""
+    """What stands in the think block: nothing at low effort, at high effort the steps as well."""
     if effort == "low":
         return ""
-    return (exchange.steps or exchange.thought) if effort == "high" else exchange.thought
+    if effort == "high":
+        return "\n".join(part for part in (exchange.thought, exchange.steps) if part)
+    return exchange.thought
 
 
 def talk_of(task: str, exchange: Exchange, views: tuple[int, ...], effort: Effort) -> Talk:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from model.nano.data import charts, colours, documents, reading, screens
 from model.nano.data.canvas import Style
+from model.nano.data.lists import list_exchange
 from model.nano.data.scene import Scene
 from model.nano.data.searching import search_lesson
 from model.nano.data.talk import Lesson, draw_effort, lesson_of, talk_of
@@ -30,6 +31,7 @@ class Task:
 
 
 MOST_TILES = 6  # of a large picture
+LISTS_SHARE = 0.5  # of the requests without a picture
 READING = (
     Task("read", reading.single_text, 2.0),
     Task("read", reading.coloured_texts, 1.0),
@@ -85,8 +87,9 @@ def scene_lesson(
 
 
 def text_lesson(rng: random.Random) -> Lesson:
-    """A request without a picture."""
-    return Lesson((), (talk_of("text", text_exchange(rng), (), draw_effort(rng)),))
+    """A request without a picture; a good part of them about lists."""
+    exchange = list_exchange(rng) if rng.random() < LISTS_SHARE else text_exchange(rng)
+    return Lesson((), (talk_of("text", exchange, (), draw_effort(rng)),))
 
 
 def tool_lesson(rng: random.Random, style: Style) -> Lesson:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model.nano.data.canvas import Align, Box, Canvas, Colour, brightness
+from model.nano.data.drills import place_lines
 from model.nano.data.fonts import Face
-from model.nano.data.scene import BOX_END, BOX_START, Exchange
+from model.nano.data.scene import BOX_END, BOX_START, Exchange, Mark
 from model.nano.tools import COORDINATES
 
 Kind = Literal["row", "button", "tab", "menu", "field", "switch", "icon"]
@@ -196,14 +197,25 @@ def point_answer(box: Box, width: int, height: int) -> str:
     return json.dumps({"point": [x, y], "box": [left, top, right, bottom]})
 
 
+def target_lines(screen: Screen) -> list[str]:
+    """Where each target is."""
+    named = [(target.label, Mark(BOX_START, *target.box.centre)) for target in screen.targets]
+    return place_lines(named, (screen.width, screen.height))
+
+
 def screen_exchanges(rng: random.Random, screen: Screen) -> tuple[Exchange, ...]:
-    """Where to tap, and what stands where."""
-    found = []
-    for target in rng.sample(screen.targets, min(6, len(screen.targets))):
+    """Where to tap, and what stands where.
+
+    The thought writes down what there is until the thing that is asked for: a model of this size reads on far
+    better than it finds.
+    """
+    found, lines = [], target_lines(screen)
+    for index in rng.sample(range(len(screen.targets)), min(6, len(screen.targets))):
+        target, thought = screen.targets[index], "\n".join(lines[: index + 1])
         question = rng.choice(_ASKED[target.kind]).format(target.label)
         named = f"The {target.label}" if target.kind == "icon" else target.label
         answer = point_answer(target.box, screen.width, screen.height)
-        found.append(Exchange(question, answer, steps=f"{named} is {target.place}.", box=target.box.edges))
+        found.append(Exchange(question, answer, thought, f"{named} is {target.place}.", target.box.edges))
     if screen.entries:
         found += _order_exchanges(rng, screen.entries)
     if screen.title:
@@ -217,7 +229,9 @@ def screen_exchanges(rng: random.Random, screen: Screen) -> tuple[Exchange, ...]
     for label, is_on in rng.sample(screen.states, min(1, len(screen.states))):
         asked = rng.choice(("Is {} on?", "Is {} switched on?")).format(label)
         steps = f"The knob of {label} is on the {'right' if is_on else 'left'}."
-        found.append(Exchange(asked, "Yes" if is_on else "No", steps=steps))
+        switches = [target.kind == "switch" and target.label == label for target in screen.targets]
+        thought = "\n".join(lines[: switches.index(True) + 1])
+        found.append(Exchange(asked, "Yes" if is_on else "No", thought, steps))
     return tuple({exchange.question: exchange for exchange in found}.values())
 
 
@@ -229,13 +243,14 @@ def _order_exchanges(rng: random.Random, entries: tuple[tuple[str, str], ...]) -
         asked = rng.choice(
             ("What is the {} title?", "What is the {} title in the list?", "Read the {} title.")
         )
-        begin = ", ".join(title for title, _ in entries[: index + 1])
-        steps = f"The list ends with {entries[-1][0]}." if is_last else f"The list begins with {begin}."
-        thought = "" if is_last else begin
-        found.append(Exchange(asked.format(place), entries[index][0], thought, steps))
+        begin = [title for title, _ in entries[: index + 1]]
+        steps = f"The list ends with {begin[-1]}." if is_last else f"The list begins with {', '.join(begin)}."
+        found.append(Exchange(asked.format(place), begin[-1], "\n".join(begin), steps))
     below = [entry for entry in entries if entry[1]]
     if below:
         title, subtitle = rng.choice(below)
+        titles = [title for title, _ in entries]
+        thought = "\n".join(titles[: titles.index(title) + 1])
         asked = rng.choice(("What does it say below {}?", "Read the line below {}."))
-        found.append(Exchange(asked.format(title), subtitle, steps=f"Below {title} is {subtitle}."))
+        found.append(Exchange(asked.format(title), subtitle, thought, f"Below {title} is {subtitle}."))
     return found

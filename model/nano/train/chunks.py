@@ -47,9 +47,9 @@ class ChunkShape:
     num_marks: int
 
 
-SMALL = ChunkShape("small", 64, 0, 120, 352, 6144, 8192)
-TILED = ChunkShape("tiled", 12, 48, 24, 832, 2048, 4096)
-LOOKS = ChunkShape("looks", 40, 0, 20, 1216, 2048, 1024)
+SMALL = ChunkShape("small", 64, 0, 120, 480, 8192, 8192)
+TILED = ChunkShape("tiled", 12, 48, 28, 928, 2560, 4096)
+LOOKS = ChunkShape("looks", 40, 0, 20, 1408, 2560, 1024)
 TOOLS = ChunkShape("tools", 32, 0, 32, 736, 1536, 2048)
 TEXT = ChunkShape("text", 0, 0, 192, 160, 5120, 0)
 SHAPES = (SMALL, TILED, LOOKS, TOOLS, TEXT)

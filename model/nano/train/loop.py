@@ -247,6 +247,8 @@ class Trainer:
             weights = network_of(path).state_dict()
             del weights["places"]
             self.network.load_state_dict(weights, strict=False)
+            # From zeros the new head learns before it sends anything back: the tower knows its letters.
+            torch.nn.init.zeros_(self.network.places)
             self._take_masters()
             return
         state = torch.load(path, map_location=self.device, weights_only=True)

@@ -9,7 +9,7 @@ import pytest
 from model.nano.data import chart_plans, chart_thoughts, charts, colours, scan_plans
 from model.nano.data.canvas import Box, Style, brightness
 from model.nano.data.fonts import Face, held_out_faces
-from model.nano.data.scene import BAR_END, KINDS, MARKER, Mark, Scene
+from model.nano.data.scene import BAR_END, KINDS, MARKER, TICK, Mark, Scene
 from tests.model.nano.recorded import MARGIN_PX, SIZES, Made, record_canvases
 
 pytestmark = pytest.mark.slow  # hundreds of pictures
@@ -91,7 +91,7 @@ def test_a_value_that_is_not_written_is_a_multiple_of_half_a_step(planned: list[
 def test_answers_follow_from_the_values_of_a_chart(planned: list[chart_plans.Chart]) -> None:
     for chart in planned:
         values = dict(zip(chart.labels, chart.values, strict=True))
-        *asked, highest, lowest, difference = charts.exchanges_of(random.Random(0), chart, ends_of(chart))
+        *asked, highest, lowest, difference = charts.exchanges_of(random.Random(0), chart, axis_of(chart))
         assert 2 <= len(asked) <= 3
         for exchange in asked:
             (label,) = (label for label in values if re.search(rf"\b{label}\b", exchange.question))
@@ -109,20 +109,37 @@ def test_answers_follow_from_the_values_of_a_chart(planned: list[chart_plans.Cha
         assert difference.answer == answer == str(int(high) - int(low))
 
 
-def test_a_value_that_is_not_written_is_thought_through(planned: list[chart_plans.Chart]) -> None:
+def test_a_value_that_is_not_written_lies_between_the_numbers_that_are_thought_of(
+    planned: list[chart_plans.Chart],
+) -> None:
     for chart in planned:
-        for told in (chart_thoughts.Told(chart, index, end) for index, end in enumerate(ends_of(chart))):
-            found = re.search(r"between (\d+) and (\d+)$|at (\d+)$", told.measured)
+        for told in told_of(chart):
+            found = re.fullmatch(r"between (\d+) and (\d+)|at (\d+)", told.beside)
             assert (found is None) == chart.is_written
             if found is not None:
                 low, high, exact = found.groups()
                 assert str(told.value) == exact or int(low) < told.value < int(high)
-                assert f"ends at {told.end}" in told.measured
+
+
+def test_the_numbers_of_the_axis_that_are_thought_of_enclose_the_end(
+    planned: list[chart_plans.Chart],
+) -> None:
+    for chart in planned:
+        if chart.is_written:
+            continue
+        listed = chart_thoughts.listed(told_of(chart), axis_of(chart))
+        numbers, ends = listed.split("; ")
+        places = {int(tick): int(place) for tick, place in re.findall(r"(\d+) (\d+)(?:, |$)", numbers)}
+        assert tuple(places) == chart.ticks
+        for told, (label, end) in zip(told_of(chart), re.findall(r"(\w+) at (\d+)", ends), strict=True):
+            assert label == told.label
+            around = [places[int(tick)] for tick in re.findall(r"\d+", told.beside)]
+            assert min(around) - 1 <= int(end) <= max(around) + 1
 
 
 def test_ranked_ends_say_which_is_the_highest(planned: list[chart_plans.Chart]) -> None:
     for chart in planned:
-        told = [chart_thoughts.Told(chart, index, end) for index, end in enumerate(ends_of(chart))]
+        told = told_of(chart)
         pairs = re.findall(r"(\w+) (at )?(\d+)(?:, |$)", chart_thoughts.ranking(told))
         assert tuple(label for label, _, _ in pairs) == chart.labels
         is_turned = bool(pairs[0][1]) and chart.form != "bars"
@@ -130,10 +147,15 @@ def test_ranked_ends_say_which_is_the_highest(planned: list[chart_plans.Chart]) 
         assert chart.values[chart.labels.index(best)] == max(chart.values)
 
 
-def ends_of(chart: chart_plans.Chart) -> tuple[int, ...]:
-    """As they are when the picture is not turned."""
+def axis_of(chart: chart_plans.Chart) -> chart_thoughts.Axis:
+    """As it is when the picture is not turned."""
     tips = [Mark(BAR_END, *chart.tip(index)) for index in range(len(chart.values))]
-    return charts.ends_of(chart, tips)
+    ticks = [Mark(TICK, chart.along(tick), chart.along(tick)) for tick in chart.ticks]
+    return chart_thoughts.Axis(charts.along(chart, ticks), charts.along(chart, tips))
+
+
+def told_of(chart: chart_plans.Chart) -> list[chart_thoughts.Told]:
+    return [chart_thoughts.Told(chart, index, end) for index, end in enumerate(axis_of(chart).ends)]
 
 
 def test_each_bar_leaves_a_mark_at_its_value(planned: list[chart_plans.Chart]) -> None:

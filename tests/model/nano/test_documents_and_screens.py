@@ -51,7 +51,7 @@ def test_a_json_answer_follows_the_schema_in_its_question(made: dict[Maker, list
 
 def test_numbers_in_json_are_written_as_on_paper() -> None:
     field = paper.Field("total", "12.50", ("number",))
-    assert paper.json_exchange(random.Random(0), "", [field], "").answer == '{"total": 12.50}'
+    assert paper.json_exchange(random.Random(0), "", [field], "", "").answer == '{"total": 12.50}'
 
 
 def test_about_half_of_a_documents_questions_want_json(made: dict[Maker, list[Made]]) -> None:

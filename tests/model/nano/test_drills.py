@@ -76,6 +76,6 @@ def test_cards_are_where_the_desk_has_them(seed: int) -> None:
 
 def test_a_drill_is_no_longer_than_a_row_of_training_takes() -> None:
     many = [(f"name {index}", Mark("x", 500.0, 500.0)) for index in range(50)]
-    answer = drills.places("Where?", many, (1000, 1000)).answer
+    answer = drills.places("Where?", drills.place_lines(many, (1000, 1000))).answer
     assert 80 < len(answer) <= drills.MOST_CHARACTERS + len(answer.splitlines())
     assert drills.written(["x" * 300]).answer == "x" * 300

@@ -53,8 +53,8 @@ def test_low_effort_thinks_nothing() -> None:
     assert thinking(EXCHANGE, "low") == ""
 
 
-def test_high_effort_thinks_the_steps() -> None:
-    assert thinking(EXCHANGE, "high") == EXCHANGE.steps
+def test_high_effort_thinks_the_thought_and_the_steps() -> None:
+    assert thinking(EXCHANGE, "high") == f"{EXCHANGE.thought}\n{EXCHANGE.steps}"
 
 
 def test_high_effort_without_steps_thinks_the_thought() -> None:
@@ -69,7 +69,9 @@ def test_thinking_and_answer_stand_behind_the_question(template: ChatTemplate) -
     talk = talk_of("text", EXCHANGE, (), "high")
     text = template.render(talk.conversation).text
     assert "Reasoning: high" in text
-    assert text.endswith(f"<think>\n{EXCHANGE.steps}\n</think>\n{EXCHANGE.answer}<|im_end|>\n"), text
+    assert text.endswith(
+        f"<think>\n{EXCHANGE.thought}\n{EXCHANGE.steps}\n</think>\n{EXCHANGE.answer}<|im_end|>\n"
+    ), text
 
 
 @pytest.mark.parametrize("make", [looking, searching, scenes, text_lesson])

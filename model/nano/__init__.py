@@ -10,8 +10,8 @@ from pathlib import Path
 
 # Printed above its answers, so that nobody takes them for those of the real model.
 ABOUT = (
-    "The default model has 10 million parameters: it reads what is written in a picture, mostly; a third of the "
-    "charts it gets wrong, and more often than not it zooms in beside what is asked for."
+    "The default model has 10 million parameters: it reads what is written in a picture, mostly; a third of "
+    "the charts it gets wrong, and more often than not it zooms in beside what is asked for."
 )
 
 

@@ -29,6 +29,8 @@ from model.device.shapes import small_text_config  # noqa: E402
 from model.device.state import StepRows, allocate_scratch  # noqa: E402
 from model.device.weights import DeviceWeights, Formats, Share  # noqa: E402
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 
 def tiny_text() -> TextConfig:
     """Interpreted, every program costs: a full dense layer and a sliding sparse one, as narrow as may be."""

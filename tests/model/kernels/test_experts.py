@@ -25,6 +25,8 @@ from model.kernels.experts_config import (
 )
 from model.kernels.packed import PackedFormat, PackedWeight, random_packed
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 Kind = tuple[PackedFormat, int, bool]  # format, group size, with zero points
 KINDS: list[Kind] = [
     ("bf16", 0, False),

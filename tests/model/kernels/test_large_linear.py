@@ -15,6 +15,8 @@ from model.kernels import large_linear as kernels
 from model.kernels import large_linear_plain as plain
 from model.kernels.packed import PackedFormat, random_packed
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     assert not got.isnan().any(), "not all elements were written"

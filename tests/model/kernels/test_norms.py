@@ -17,6 +17,8 @@ from model.kernels.norms_plain import RoutedRows
 from model.kernels.norms_plain import add_norm as plain
 from model.net.layers import rms_norm
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -25,6 +25,8 @@ import tests.model.kernels.interpreter  # noqa: F401 - repairs it
 from model.kernels.paged_decode import DecodeTuning, paged_decode
 from model.kernels.paged_prefill import PrefillTuning, paged_prefill
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 TUNING = DecodeTuning(tile=32)
 
 

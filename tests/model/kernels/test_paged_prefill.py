@@ -23,6 +23,8 @@ pytest.importorskip("triton")
 import tests.model.kernels.interpreter  # noqa: F401 - repairs it
 from model.kernels.paged_prefill import PrefillTuning, paged_prefill
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 TUNING = PrefillTuning(rows=32, tile=16, num_warps=4)
 
 

@@ -11,6 +11,8 @@ pytest.importorskip("triton")
 import tests.model.kernels.interpreter  # noqa: F401 - repairs it
 from model.kernels.qkv_prepare import qkv_prepare, token_tables
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 EPS, BLOCK_SIZE = 1e-5, 16
 
 

@@ -23,6 +23,8 @@ from model.kernels.router_config import (
 )
 from model.net.moe import choose_experts
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 
 def poisoned(num_tokens: int, num_chosen: int, device: torch.device) -> RouterOutput:
     out = RouterOutput.allocate(num_tokens, num_chosen, device)

@@ -17,6 +17,8 @@ from model.kernels.sample import advance, allocate_workspace, sample_tokens
 from model.kernels.sample_plain import Candidates, DecodeRows, SamplingRows, SlotGroup
 from model.types import SamplingParams
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 
 def signed(x: int) -> int:
     return x - 2**64 if x >= 2**63 else x

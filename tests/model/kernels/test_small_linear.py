@@ -27,6 +27,8 @@ from model.kernels.packed import PackedFormat, PackedWeight, random_packed
 from model.kernels.small_linear import small_linear, workspace_sizes
 from model.kernels.small_linear_plain import small_linear as plain
 
+pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
+
 GROUPS: dict[PackedFormat, int] = {"bf16": 0, "fp8": 128, "int8": 32}
 # Rounding of x and of the weight's sums on tensor cores, and of bf16 results.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

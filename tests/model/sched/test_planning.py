@@ -16,6 +16,7 @@ def work_of(step, seq_id: int):
     return next((work for rank in step.ranks for work in rank.work if work.seq_id == seq_id), None)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_100k_tokens_does_not_stall_running_streams():
     config = make_config(
         block_size=16,

@@ -11,6 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from cluster import cli_quantize
 from cluster.cli_flags import Prompts, Sampling
 from cluster.cli_options import (
     Choice,
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Measures, and says against what.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
+app.command()(cli_quantize.quantize)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from model.errors import CheckpointError
+from model.quant.scheme import Scheme, parse_scheme
 
 Json = dict[str, Any]
 VIT_MLP_RATIO = 8960 / 1536  # Step3p7VisionConfig.mlp_ratio; the hub's file does not say it
@@ -99,6 +100,7 @@ class ModelConfig:
     vision: VisionConfig | None
     image_token_id: int | None
     fp8_block: tuple[int, int] | None
+    scheme: Scheme | None = None  # of packed weights
 
 
 def read_config(directory: Path | str) -> ModelConfig:
@@ -125,11 +127,13 @@ def parse_config(raw: Json) -> ModelConfig:
         raise ValueError(f"model_type is {model_type!r}; this server runs 'step3p7' and 'step3p5'")
     text = raw.get("text_config", raw)
     vision = raw.get("vision_config")
+    scheme = parse_scheme(raw.get("quantization_config") or text.get("quantization_config"))
     return ModelConfig(
         text=_text_config(text),
         vision=_vision_config(vision, bool(raw.get("projector_bias", False))) if vision else None,
         image_token_id=raw["image_token_id"] if vision else None,
-        fp8_block=_fp8_block(raw.get("quantization_config") or text.get("quantization_config")),
+        fp8_block=scheme.fp8_block if scheme else None,
+        scheme=scheme,
     )
 
 
@@ -241,15 +245,6 @@ def _vision_config(vision: Json, projector_bias: bool) -> VisionConfig:
         layer_norm_eps=vision.get("layer_norm_eps", 1e-5),
         projector_bias=projector_bias,
     )
-
-
-def _fp8_block(quantization: Json | None) -> tuple[int, int] | None:
-    if not quantization:
-        return None
-    method, block = quantization.get("quant_method"), quantization.get("weight_block_size")
-    if method != "fp8" or not block:
-        raise ValueError(f"quantization_config.quant_method is {method!r}; known: fp8 with weight_block_size")
-    return int(block[0]), int(block[1])
 
 
 def _either(fields: Json, hub: str, saved: str) -> Any:

@@ -1,57 +1,49 @@
 """Safetensors files -> parameters by `model.tensor_table`, strict both ways.
 
-Headers are scanned first (the index file is not trusted: it leaves tensors out); then each rank reads
-only the bytes it needs, tensor by tensor and expert by expert, into memory of the compute dtype.
-FP8 blocks are dequantized on the way: value * weight_scale_inv of its block.
+Headers are scanned first (`model.stored`); then each rank reads only the bytes it needs, tensor by tensor
+and expert by expert, into memory of the compute dtype. FP8 blocks and integer codes are dequantized on the
+way: value * scale of its block, (code - zero) * scale of its group (`model.packed_weights`).
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil, prod
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from model.config import ModelConfig, read_config
 from model.errors import CheckpointError
+from model.kernels.packed import dequantize
 from model.net.decoder import Decoder
 from model.net.mtp import MTP
 from model.net.vision import VisionTower
+from model.packed_weights import FP8_DTYPE, PLAIN_DTYPES, Matrices, StoredMatrix, find_matrices, read_packed
 from model.placement import ExpertMap
+from model.stored import StoredTensor, TensorFiles, open_files, scan
 from model.tensor_table import Entry, Group, tensor_table
 
-PLAIN_DTYPES = ("BF16", "F16", "F32", "F64")
-FP8_DTYPE = "F8_E4M3"
 SCALE_SUFFIX = "_scale_inv"
 NUM_NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies and what its header says."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """A directory whose headers were read and agree with its config."""
+    """A directory whose headers were read and agree with its config.
+
+    `matrices`: by entry of the table, those that are not stored under the entry's own name alone.
+    """
 
     directory: Path
     config: ModelConfig
     stored: dict[str, StoredTensor]
     has_vision: bool
     has_mtp: bool
+    matrices: Matrices = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Hash of config and tensor table: two nodes that differ must not serve together."""
@@ -63,17 +55,20 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
     """Read config and headers, and check them against each other. Raises CheckpointError."""
     directory = Path(directory)
     config = read_config(directory)
-    stored = _scan(directory)
+    stored = scan(directory)
     table = tensor_table(config)
-    _refuse_unknown(directory, stored, table)
-    present = {group: _group_is_present(directory, stored, table, group) for group in ("vision", "mtp")}
+    matrices = find_matrices(stored, table, config.scheme)
+    packed = {name for group in matrices.values() for matrix in group for name in matrix.tensors}
+    there = (stored.keys() - packed) | matrices.keys()
+    _refuse_unknown(directory, stored.keys() - packed, table)
+    present = {group: _group_is_present(directory, there, table, group) for group in ("vision", "mtp")}
     _refuse_missing(
-        directory, "decoder", [n for n, e in table.items() if e.group == "decoder" and n not in stored]
+        directory, "decoder", [n for n, e in table.items() if e.group == "decoder" and n not in there]
     )
     for name, tensor in stored.items():
-        if name in table:
+        if name in table and name not in packed:
             _check_tensor(config, stored, table[name], tensor)
-    return Checkpoint(directory, config, stored, has_vision=present["vision"], has_mtp=present["mtp"])
+    return Checkpoint(directory, config, stored, present["vision"], present["mtp"], matrices)
 
 
 def load_decoder(
@@ -106,39 +101,6 @@ def load_mtp(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -
     return mtp.eval()
 
 
-def _scan(directory: Path) -> dict[str, StoredTensor]:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{directory}: no *.safetensors file")
-    stored: dict[str, StoredTensor] = {}
-    for file in files:
-        for name, tensor in _read_header(file).items():
-            if name in stored:
-                raise CheckpointError(f"{name}: in {stored[name].file.name} and again in {file.name}")
-            stored[name] = tensor
-    return stored
-
-
-def _read_header(file: Path) -> dict[str, StoredTensor]:
-    """Header of one file: 8 bytes of length, then JSON (safetensors format)."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= size - 8:
-            raise CheckpointError(f"{file}: not a safetensors file, or cut off (header says {length} bytes)")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError as error:
-            raise CheckpointError(f"{file}: header is not JSON ({error})") from None
-    header.pop("__metadata__", None)
-    end = max((fields["data_offsets"][1] for fields in header.values()), default=0)
-    if 8 + length + end > size:
-        raise CheckpointError(f"{file}: cut off at {size} bytes; its header needs {8 + length + end}")
-    return {
-        name: StoredTensor(file, fields["dtype"], tuple(fields["shape"])) for name, fields in header.items()
-    }
-
-
 def _refuse_unknown(directory: Path, stored: Iterable[str], table: dict[str, Entry]) -> None:
     unknown = [n for n in stored if n not in table and n.removesuffix(SCALE_SUFFIX) not in table]
     if unknown:
@@ -150,12 +112,10 @@ def _refuse_missing(directory: Path, what: str, missing: list[str]) -> None:
         raise CheckpointError(f"{directory}: {len(missing)} {what} tensors are missing: {_some(missing)}")
 
 
-def _group_is_present(
-    directory: Path, stored: dict[str, StoredTensor], table: dict[str, Entry], group: str
-) -> bool:
+def _group_is_present(directory: Path, there: set[str], table: dict[str, Entry], group: str) -> bool:
     """All of a group, or nothing of it."""
     names = [name for name, entry in table.items() if entry.group == group]
-    missing = [name for name in names if name not in stored]
+    missing = [name for name in names if name not in there]
     if len(missing) == len(names):
         return False
     _refuse_missing(directory, group, missing)
@@ -193,11 +153,7 @@ def _fill(module: nn.Module, checkpoint: Checkpoint, group: Group, experts: rang
     parameters = dict(module.named_parameters())
     num_filled = dict.fromkeys(parameters, 0)
     table = tensor_table(checkpoint.config)
-    with ExitStack() as stack, torch.no_grad():
-        files = {
-            file: stack.enter_context(safe_open(file, framework="pt"))
-            for file in {tensor.file for tensor in checkpoint.stored.values()}
-        }
+    with open_files(checkpoint.stored) as files, torch.no_grad():
         reader = _Reader(checkpoint, files)
         for entry in table.values():
             if entry.group == group:
@@ -226,20 +182,28 @@ class _Reader:
     """Reads a tensor, or one expert of a stack, dequantized; nothing else is read from the file."""
 
     checkpoint: Checkpoint
-    files: dict[Path, Any]
+    files: TensorFiles
 
     def read(self, name: str, expert: int | None) -> torch.Tensor:
-        tensor = self._raw(name, expert)
+        if name in self.checkpoint.matrices:
+            return self._read_matrix(self.checkpoint.matrices[name][expert or 0])
+        tensor = self.files.read(name, expert)
         if self.checkpoint.stored[name].dtype != FP8_DTYPE:
             return tensor
-        assert self.checkpoint.config.fp8_block is not None, name
-        scale = self._raw(name + SCALE_SUFFIX, expert)
-        return dequantize_fp8(tensor, scale, self.checkpoint.config.fp8_block)
+        return self._dequantize_fp8(tensor, self.files.read(name + SCALE_SUFFIX, expert))
 
-    def _raw(self, name: str, expert: int | None) -> torch.Tensor:
-        slices = self.files[self.checkpoint.stored[name].file].get_slice(name)
-        result: torch.Tensor = slices[:] if expert is None else slices[expert]
-        return result
+    def _read_matrix(self, matrix: StoredMatrix) -> torch.Tensor:
+        if matrix.form == "plain":
+            return self.files.read(f"{matrix.name}.weight")
+        if matrix.form == "fp8":
+            weight, scale = (self.files.read(name) for name in matrix.tensors)
+            return self._dequantize_fp8(weight, scale)
+        assert self.checkpoint.config.scheme is not None, matrix
+        return dequantize(read_packed(self.files, matrix, self.checkpoint.config.scheme))
+
+    def _dequantize_fp8(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        assert self.checkpoint.config.fp8_block is not None
+        return dequantize_fp8(weight, scale, self.checkpoint.config.fp8_block)
 
 
 def dequantize_fp8(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:

@@ -37,7 +37,7 @@ from protos.fluyt.v1 import steps_pb2 as steps
 from protos.fluyt.v1 import steps_pb2_grpc
 
 if TYPE_CHECKING:
-    from model.runner import RankRunner
+    from model.runner import Rank as Runner
 
 log = logging.getLogger("fluyt.shard")
 
@@ -132,7 +132,7 @@ class Rank:
 class _TensorWorker:
     """A runner that is given embeddings as they came off the wire."""
 
-    def __init__(self, runner: RankRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         self.run = runner.run
         self.drop_embedding = runner.drop_embedding
         self.reset = runner.reset

@@ -20,6 +20,7 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import TCPStore
 
+from model.device.exchange import NO_MULTICAST
 from model.errors import Unavailable
 
 # Ranks of a gang start at different times (imports, scheduling); once met they must answer quickly.
@@ -103,6 +104,7 @@ def join(
     try:
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=MEETING_TIMEOUT_S))
         _await_everyone(store, rank, world_size)
+        os.environ.update(NO_MULTICAST)  # before NCCL looks
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
@@ -17,6 +18,10 @@ import torch
 
 from model import parallel
 from model.batching import build_batch
+from model.device.exchange import Alone
+from model.device.load import load_device_weights
+from model.device.runner import DeviceRunner, Launched, device_runner
+from model.device.weights import Share
 from model.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
 from model.drafts import Drafter
 from model.kernels.memory import keep_freed_memory
@@ -31,7 +36,7 @@ from model.sched.step import RankResult, SequenceOutput, SequenceWork, Step, Ste
 from model.scoring import score_prompts
 from model.text.grammars import Grammars
 from model.types import TokenLogprob
-from model.weights import load_decoder, load_mtp, open_checkpoint
+from model.weights import Checkpoint, load_decoder, load_mtp, open_checkpoint
 
 
 class RankRunner:
@@ -156,14 +161,34 @@ def _num_held(drafts: list[int], token_ids: list[int]) -> int:
     return len(drafts)
 
 
+Rank = RankRunner | DeviceRunner
+
+
 def make_rank(
     directory: Path, options: EngineOptions, num_threads: int | None, rank: int, group: parallel.Group | None
-) -> RankRunner:
-    """Load what `rank` holds and wire it up; `group` is None for a gang of one."""
+) -> Rank:
+    """Load what `rank` holds and wire it up; `group` is None for a gang of one.
+
+    A GPU alone computes by the device engine, in bfloat16; "float64", which its kernels do not know, and
+    ranks that own sequences of their own (attention=data) by the network of `model.net`.
+    """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     device = default_device() if group is None else group.device
     checkpoint = open_checkpoint(directory)
+    if device.type == "cuda" and group is None and options.dtype != "float64":
+        return make_device_rank(checkpoint, options, device)
+    return make_network_rank(checkpoint, options, rank, device, group)
+
+
+def make_network_rank(
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    rank: int,
+    device: torch.device,
+    group: parallel.Group | None,
+) -> RankRunner:
+    """One of `options.num_shards` ranks that own sequences and share experts, computed by `model.net`."""
     text = checkpoint.config.text
     experts = ExpertMap(text.num_experts, options.num_shards)
     sizes = scheduler_config(text, options, has_mtp=checkpoint.has_mtp)
@@ -175,8 +200,17 @@ def make_rank(
         drafter = Drafter(mtp, decoder, cache.pools[len(text.layers) :])
     keep_freed_memory()  # after loading: what that frees goes back
     dispatcher = LocalDispatcher(experts) if group is None else AllToAllDispatcher(group, experts)
-    grammars = Grammars(directory, text.vocab_size)
+    grammars = Grammars(checkpoint.directory, text.vocab_size)
     return RankRunner(decoder, cache, dispatcher, rank, drafter, grammars)
+
+
+def make_device_rank(checkpoint: Checkpoint, options: EngineOptions, device: torch.device) -> DeviceRunner:
+    """The device engine for a gang of one; on a CPU it computes in plain torch, for comparisons."""
+    text = checkpoint.config.text
+    sizes = scheduler_config(text, options, has_mtp=checkpoint.has_mtp)
+    weights = load_device_weights(checkpoint, Share(0, 1), device=device, with_mtp=sizes.num_drafts > 0)
+    grammars = Grammars(checkpoint.directory, text.vocab_size)
+    return device_runner(weights, sizes, partial(TokenMasks.of, grammars=grammars), Alone())
 
 
 def default_device() -> torch.device:
@@ -184,34 +218,67 @@ def default_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def rank_maker(directory: Path, options: EngineOptions, num_threads: int) -> partial[RankRunner]:
+def rank_maker(directory: Path, options: EngineOptions, num_threads: int) -> partial[Rank]:
     """What `model.gang.spawn_gang` calls in each rank's process: picklable."""
     return partial(make_rank, directory, options, num_threads)
 
 
-class LocalRunner:
-    """One rank in this process: steps run when their result is asked for. See `model.engine.Runner`."""
+@dataclass
+class _Pending:
+    """A step on its way through a `LocalRunner`."""
 
-    def __init__(self, rank: RankRunner) -> None:
+    step: Step
+    launched_s: float = 0.0
+    launched: Launched | None = None  # None: nothing has begun
+
+
+class LocalRunner:
+    """One rank in this process. See `model.engine.Runner`.
+
+    Where the rank can compute a step while the one before it is looked at, steps are launched as they come;
+    else they run when their result is asked for.
+    """
+
+    def __init__(self, rank: Rank) -> None:
         self._rank = rank
-        self._pending: deque[Step] = deque()
+        self._pending: deque[_Pending] = deque()
+        self._returned_s = 0.0  # when the last result was there
 
     def submit(self, step: Step) -> None:
         """Queue a step."""
-        self._pending.append(step)
+        self._pending.append(_Pending(step))
+        self._launch()
 
     def put_embedding(self, key: str, rows_NH: torch.Tensor, rank: int | None = None) -> None:  # noqa: ARG002
         """There is one rank: it keeps the rows."""
         self._rank.put_embedding(key, rows_NH)
 
     def result(self) -> StepResult:
-        """Run the oldest step."""
-        step = self._pending.popleft()
-        began_s = time.perf_counter()
-        result = self._rank.run(step)
-        step_us = round((time.perf_counter() - began_s) * 1e6)
-        return StepResult(step.generation, step.step_id, (result,), step_us)
+        """The oldest step's; one that has not begun is run. Its time begins where the one before it ended."""
+        pending = self._pending.popleft()
+        if pending.launched is not None:
+            assert isinstance(self._rank, DeviceRunner), self._rank
+            began_s = max(pending.launched_s, self._returned_s)
+            result = self._rank.collect(pending.launched)
+        else:
+            began_s = time.perf_counter()
+            result = self._rank.run(pending.step)
+        self._returned_s = time.perf_counter()
+        step_us = round((self._returned_s - began_s) * 1e6)
+        self._launch()
+        return StepResult(pending.step.generation, pending.step.step_id, (result,), step_us)
 
     def close(self) -> None:
-        """Nothing runs outside of `result`."""
+        """Nothing that was launched is waited for."""
         self._pending.clear()
+
+    def _launch(self) -> None:
+        """Start what waits, as far as it can be started."""
+        if not isinstance(self._rank, DeviceRunner):
+            return
+        for pending in self._pending:
+            if pending.launched is None:
+                if not self._rank.can_launch:
+                    return
+                pending.launched_s = time.perf_counter()
+                pending.launched = self._rank.launch(pending.step)

@@ -76,14 +76,24 @@ def allocate_pools(
     with_mtp: bool = False,
 ) -> tuple[PagedKV, ...]:
     """One pool for each layer, those of MTP layers last."""
+    num_blocks = {kind: layout.num_seqs * columns for kind, columns in layout.num_columns.items()}
+    return allocate_blocks(text, share, num_blocks, layout.block_size, dtype, device, with_mtp=with_mtp)
+
+
+def allocate_blocks(
+    text: TextConfig,
+    share: Share,
+    num_blocks: dict[Kind, int],
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    with_mtp: bool = False,
+) -> tuple[PagedKV, ...]:
+    """The same for blocks that a scheduler deals out: its ids are indexes of the pools of a group."""
     num_kv = len(share.of(text.num_kv_heads))
     layers = text.layers + (text.mtp_layers if with_mtp else ())
     return tuple(
-        PagedKV(
-            allocate_pool(
-                layout.num_seqs * layout.num_columns[layer.attention], num_kv, layout.block_size,
-                text.head_dim, dtype, device,
-            )
-        )
+        PagedKV(allocate_pool(num_blocks[layer.attention], num_kv, block_size, text.head_dim, dtype, device))
         for layer in layers
-    )  # fmt: skip
+    )

@@ -46,25 +46,47 @@ def accept(rows: StepRows, sampled: Candidates, fixed_count: int | None = None) 
 
 
 def draft_and_advance(decoder: DeviceDecoder, rows: StepRows, scratch: Scratch, accepted: Accepted) -> None:
-    """Draft Q - 1 tokens behind the accepted ones, and make them the rows of the next step."""
-    num_seqs, num_queries = rows.num_seqs, rows.num_queries
-    assert len(decoder.weights.mtp) >= num_queries - 1, (len(decoder.weights.mtp), num_queries)
-    tokens = TokenRows.of_step(rows)
-    last_B = accepted.counts_B + torch.arange(num_seqs, device=accepted.counts_B.device) * num_queries
+    """Draft Q - 1 tokens behind the accepted ones, greedily, and make them the rows of the next step."""
+    num_seqs, device = rows.num_seqs, rows.token_ids_T.device
+    greedy = SamplingRows(
+        torch.zeros(num_seqs, dtype=torch.float64, device=device), rows.seeds_T[:num_seqs],
+        rows.num_outputs_T[:num_seqs],
+    )  # fmt: skip
+    last_B = accepted.counts_B + torch.arange(num_seqs, device=device) * rows.num_queries
     following_T = accepted.following_BQ.reshape(-1).contiguous()
-    first_B = following_T[last_B]
-    new_BQ = [first_B]
+    tokens = TokenRows.of_step(rows)
+    new_BQ = draft(decoder, tokens, scratch, following_T, last_B, greedy, rows.num_queries - 1)
+    _advance(rows, accepted.counts_B, new_BQ)
+
+
+def draft(
+    decoder: DeviceDecoder,
+    tokens: TokenRows,
+    scratch: Scratch,
+    following_T: torch.Tensor,
+    last_B: torch.Tensor,
+    sampling: SamplingRows,
+    num_drafts: int,
+) -> torch.Tensor:
+    """The tokens behind rows `last_B`, and drafts behind these: int32 [B, 1 + num_drafts].
+
+    `scratch` has the decoder's hidden states of the rows, `following_T` is the token behind each. `sampling`
+    is of the first draft. What is behind a last row and its follower is the draft, in the next layer's join.
+    """
+    assert len(decoder.weights.mtp) >= num_drafts, (len(decoder.weights.mtp), num_drafts)
+    new_BQ = [following_T[last_B]]
     offset = len(decoder.weights.layers)
-    for index, mtp in enumerate(decoder.weights.mtp[: num_queries - 1]):
-        _run_layer(decoder, mtp, decoder.pools[offset + index], tokens, scratch, following_T)
-        draft_B = _draft(decoder, mtp, rows, scratch, last_B)
+    for index, mtp in enumerate(decoder.weights.mtp[:num_drafts]):
+        run_layer(decoder, mtp, decoder.pools[offset + index], tokens, scratch, following_T)
+        how = SamplingRows(sampling.temperatures_T, sampling.seeds_T, sampling.num_outputs_T + index)
+        draft_B = draft_token(decoder, mtp, scratch, last_B, how)
         new_BQ.append(draft_B)
         # Row j's next join is with what follows row j + 1; behind the last accepted row comes the draft.
         following_T = following_T.roll(-1).index_copy(0, last_B, draft_B)
-    _advance(rows, accepted.counts_B, torch.stack(new_BQ, dim=1))
+    return torch.stack(new_BQ, dim=1)
 
 
-def _run_layer(
+def run_layer(
     decoder: DeviceDecoder,
     mtp: MTPWeights,
     pool: PagedKV,
@@ -72,7 +94,7 @@ def _run_layer(
     scratch: Scratch,
     following_T: torch.Tensor,
 ) -> None:
-    """Join, block; the hidden state stays in `scratch.hidden_TH`, its head norm in `scratch.normed_TH`."""
+    """Join with what follows, block; the hidden state stays in `hidden_TH`, its head norm in `normed_TH`."""
     text, weights = decoder.weights.text, decoder.weights
     num_rows, eps = following_T.shape[0], text.rms_eps
     joined_TH = torch.empty(
@@ -97,23 +119,20 @@ def _run_layer(
     decoder.add_norm(decoder.dense(mtp.block.mlp, num_rows, scratch), mtp.norm_H, scratch)
 
 
-def _draft(
-    decoder: DeviceDecoder, mtp: MTPWeights, rows: StepRows, scratch: Scratch, last_B: torch.Tensor
+def draft_token(
+    decoder: DeviceDecoder, mtp: MTPWeights, scratch: Scratch, rows_B: torch.Tensor, sampling: SamplingRows
 ) -> torch.Tensor:
-    """The greedy token of each sequence's last accepted row, int32 [B]."""
-    num_seqs = rows.num_seqs
-    logits_BV = decoder.logits(scratch.normed_TH[last_B], mtp.head, scratch)
+    """What a layer proposes behind each of some rows, sampled as the real token will be: int32 [B]."""
+    num_seqs, device = rows_B.shape[0], rows_B.device
+    logits_BV = decoder.logits(scratch.normed_TH[rows_B], mtp.head, scratch)
     own = Candidates(scratch.own.token_ids[:num_seqs], scratch.own.scores[:num_seqs])
-    greedy = SamplingRows(
-        torch.zeros(num_seqs, dtype=torch.float64, device=last_B.device), rows.seeds_T[:num_seqs],
-        rows.num_outputs_T[:num_seqs],
-    )  # fmt: skip
-    first_token, workspace = decoder.weights.first_token, scratch.sampling
-    decoder.ops.sample_tokens(logits_BV, greedy, own, workspace=workspace, first_token=first_token)
+    decoder.ops.sample_tokens(
+        logits_BV, sampling, own, workspace=scratch.sampling, first_token=decoder.weights.first_token
+    )
     num_ranks = decoder.exchange.num_ranks
     out = Candidates(
-        torch.empty(num_ranks, num_seqs, dtype=torch.int32, device=last_B.device),
-        torch.empty(num_ranks, num_seqs, dtype=torch.float64, device=last_B.device),
+        torch.empty(num_ranks, num_seqs, dtype=torch.int32, device=device),
+        torch.empty(num_ranks, num_seqs, dtype=torch.float64, device=device),
     )
     return best_tokens(decoder.exchange.gather(own, out), num_seqs)
 

@@ -45,11 +45,11 @@ BANS = (
     Ban(
         "model/kernels/**/*.py", ("model.net", "model.text", "model.engine", "model.runner", "model.dispatch")
     ),
-    # The device engine computes what it is told: no books, no text, no loop; of the network a few functions.
+    # The device engine computes what it is told: of books steps and sizes, of the network a few functions.
     Ban(
         "model/device/**/*.py",
         ("model.text", "model.engine", "model.runner", "model.dispatch", "model.local", "model.sched"),
-        but=("model.sched.blocks",),
+        but=("model.sched.blocks", "model.sched.step", "model.sched.config"),
     ),
     Ban("model/kernels/**/*.py", ("model.device",)),
     Ban("model/net/**/*.py", ("model.device",)),

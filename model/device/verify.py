@@ -1,0 +1,150 @@
+"""A decode step of Q rows a sequence: its token and drafts, verified, and the next drafts made of what held.
+
+Where a sequence is and what it is sampled by lies on the device, so that steps need no host between them even
+if nobody knows how many drafts hold. Q = 1 is a step without drafts.
+
+Shapes: B sequences, Q rows of each, T = B * Q rows, N of the sequences, M columns of a block table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from model.device.decoder import DeviceDecoder, TokenRows
+from model.device.layout import KINDS, Kind
+from model.device.mtp import accept, draft
+from model.device.sampled import SampledRows
+from model.device.state import Scratch, StepRows
+from model.kernels.paged import PagedSequences
+from model.kernels.sample_plain import SamplingRows
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one equality
+class VerifyRows:
+    """The rows of a step, and for each sequence what they are made of. int32."""
+
+    step: StepRows
+    base_B: torch.Tensor  # position of its token; -1: padding. With Q = 1 the step's own
+    prompts_B: torch.Tensor  # tokens of its prompt
+    limits_B: torch.Tensor  # drafts that are real: rows behind them are padding
+    begins_B: torch.Tensor  # first position that MTP layers have seen
+    following_BQ: torch.Tensor  # results; with Q = 1 the step's own tokens
+    counts_B: torch.Tensor
+
+    @classmethod
+    def allocate(
+        cls, num_seqs: int, num_queries: int, num_columns: dict[Kind, int], device: torch.device
+    ) -> VerifyRows:
+        """All padding."""
+
+        def int32(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        step = StepRows.allocate(num_seqs, num_queries, num_columns, device)
+        alone = num_queries == 1
+        return cls(
+            step,
+            base_B=step.positions_T if alone else int32(num_seqs) - 1,
+            prompts_B=int32(num_seqs), limits_B=int32(num_seqs), begins_B=int32(num_seqs),
+            following_BQ=step.token_ids_T.view(-1, 1) if alone else int32(num_seqs, num_queries),
+            counts_B=int32(num_seqs),
+        )  # fmt: skip
+
+    @property
+    def tokens_BQ(self) -> torch.Tensor:  # noqa: N802
+        """Its tokens and drafts."""
+        return self.step.token_ids_T.view(-1, self.step.num_queries)
+
+    @property
+    def moving(self) -> tuple[torch.Tensor, ...]:
+        """What a step changes."""
+        return (*self.step.moving, self.base_B)
+
+    def spread(self) -> None:
+        """From each sequence's position to those of its rows."""
+        step, num_queries = self.step, self.step.num_queries
+        offset_Q = torch.arange(num_queries, dtype=torch.int32, device=self.base_B.device)
+        is_real_B = self.base_B >= 0
+        rows_BQ = self.base_B[:, None] + offset_Q
+        if num_queries > 1:
+            is_row_BQ = is_real_B[:, None] & (offset_Q <= self.limits_B[:, None])
+            step.positions_T.copy_(rows_BQ.where(is_row_BQ, -1).view(-1))
+        step.context_lens_B.copy_((self.base_B + num_queries).where(is_real_B, 0))
+        step.num_outputs_T.copy_((rows_BQ + 1 - self.prompts_B[:, None]).clamp(min=0).view(-1))
+
+    def sampled(self, num_seqs: int) -> SampledRows:
+        """Copies of what the step of the first N sequences has left."""
+        return SampledRows(
+            self.following_BQ[:num_seqs].clone(), self.counts_B[:num_seqs].clone(),
+            self.tokens_BQ[:num_seqs].clone(), self.base_B[:num_seqs].clone(),
+        )  # fmt: skip
+
+
+def first_rows(rows: VerifyRows, num_seqs: int) -> VerifyRows:
+    """The first sequences, in the same memory."""
+    step, num_rows = rows.step, num_seqs * rows.step.num_queries
+    context_lens_B = step.context_lens_B[:num_seqs]
+    first = StepRows(
+        step.num_queries, step.token_ids_T[:num_rows], step.positions_T[:num_rows], step.seqs_T[:num_rows],
+        context_lens_B, step.num_outputs_T[:num_rows], step.temperatures_T[:num_rows],
+        step.seeds_T[:num_rows], step.step_1,
+        {
+            kind: PagedSequences(step.sequences[kind].blocks_BM[:num_seqs], context_lens_B)
+            for kind in KINDS
+        },
+    )  # fmt: skip
+    return VerifyRows(
+        first, rows.base_B[:num_seqs], rows.prompts_B[:num_seqs], rows.limits_B[:num_seqs],
+        rows.begins_B[:num_seqs], rows.following_BQ[:num_seqs], rows.counts_B[:num_seqs],
+    )  # fmt: skip
+
+
+def verify_step(decoder: DeviceDecoder, rows: VerifyRows, scratch: Scratch) -> None:
+    """Compute and sample all rows, take the drafts that hold, draft again, and move on."""
+    step = rows.step
+    if step.num_queries == 1:
+        decoder.decode_step(step, scratch)
+        return
+    rows.spread()
+    accepted = accept(step, decoder.decode_step(step, scratch))
+    counts_B = torch.minimum(accepted.counts_B, rows.limits_B)
+    rows.following_BQ.copy_(accepted.following_BQ)
+    rows.counts_B.copy_(counts_B)
+    next_BQ = _draft(decoder, rows, scratch, accepted.following_BQ, counts_B)
+    step.token_ids_T.copy_(next_BQ.view(-1))
+    rows.base_B.copy_((rows.base_B + counts_B + 1).where(rows.base_B >= 0, -1))
+    step.step_1.add_(1)
+
+
+def _draft(
+    decoder: DeviceDecoder,
+    rows: VerifyRows,
+    scratch: Scratch,
+    following_BQ: torch.Tensor,
+    counts_B: torch.Tensor,
+) -> torch.Tensor:
+    """The next step's rows [B, Q]: drafts have the noise of the tokens that they are to be."""
+    step, num_queries = rows.step, rows.step.num_queries
+    first_B = torch.arange(step.num_seqs, device=counts_B.device) * num_queries
+    last_B = first_B + counts_B
+    sampling = SamplingRows(
+        step.temperatures_T[first_B], step.seeds_T[first_B], step.num_outputs_T[last_B] + 1
+    )
+    # The step's logits stay where they are: the host may want them.
+    scratch = replace(scratch, flat={name: flat for name, flat in scratch.flat.items() if name != "logits"})
+    return draft(
+        decoder, shown_from(TokenRows.of_step(step), rows.begins_B), scratch,
+        following_BQ.reshape(-1).contiguous(), last_B, sampling, num_queries - 1,
+    )  # fmt: skip
+
+
+def shown_from(tokens: TokenRows, begins_B: torch.Tensor) -> TokenRows:
+    """The same rows for layers that have seen nothing before some position of each sequence."""
+    return replace(
+        tokens,
+        sequences={
+            kind: replace(sequences, begins_B=begins_B) for kind, sequences in tokens.sequences.items()
+        },
+    )

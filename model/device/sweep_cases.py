@@ -113,14 +113,17 @@ def linear_configs(
 ) -> list[tuple[LinearConfig, bool]]:
     """The default first."""
     default = choose_config(num_rows, weight.shape, weight.format, weight.group_size, is_swiglu=is_swiglu)
-    others: list[LinearConfig] = [replace(default, is_early=True)]
+    others: list[LinearConfig] = []
     if num_rows <= MOST_GEMV_TOKENS:
         tried = product((32, 64), (2, 4, 8), (4, 8), (1, 2, 4), (1, 3))
         others += _some([GemvConfig(*values) for values in tried])
     if num_rows > 1:
         block_k = min(128, weight.group_size) if weight.group_size else 128
-        dots = product((16, 32, 64, 128), (4, 8), (1, 2, 4, 8), (3, 4, 5))
-        others += _some([DotConfig(values[0], block_k, *values[1:]) for values in dots])
+        for weights_first in (False, True):
+            sizes = (64, 128) if weights_first else (32, 64, 128)
+            dots = product(sizes, (4, 8), (1, 2, 4), (3, 4))
+            configs = [DotConfig(values[0], block_k, *values[1:], weights_first) for values in dots]
+            others += _some([config for config in configs if config.block_n >= 16 * config.num_warps])
     return [(default, True), *((config, False) for config in others if config != default)]
 
 
@@ -218,7 +221,7 @@ def attention_cases(
 
 
 def _attention_trials(rows: StepRows, kv: PagedKV, num_heads: int, window: int | None) -> list[Trial]:
-    from model.kernels.paged_decode import DecodeTuning, paged_decode
+    from model.kernels.paged_decode import DecodeTuning, choose_tuning, paged_decode
 
     device, num_seqs = rows.token_ids_T.device, rows.num_seqs
     q_TND = torch.randn(num_seqs, num_heads, kv.head_dim, device=device).bfloat16()
@@ -233,7 +236,7 @@ def _attention_trials(rows: StepRows, kv: PagedKV, num_heads: int, window: int |
         call = partial(
             paged_decode, q_TND, kv, sequences, gate_TN, torch.empty_like(q_TND), workspace, window, tuning
         )  # fmt: skip
-        trials.append(Trial(tuning, tuning == DecodeTuning(), [call] * _MOST_COPIES))
+        trials.append(Trial(tuning, tuning == choose_tuning(num_seqs), [call] * _MOST_COPIES))
     return trials
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from model.kernels.early_start import early_launch
 from model.kernels.experts_config import (
     ExpertsConfig,
     ExpertsShape,
@@ -132,6 +133,7 @@ def sort_experts(
         BLOCK_T=min(_SORT_TOKENS, max(16, _power_of_two(num_rows))),
         BLOCK_ROWS=block_rows,
         num_warps=4,
+        **early_launch(),
     )
 
 
@@ -179,6 +181,7 @@ class _Call:
             "num_tokens": self.num_tokens,
             "K": self.shape.experts_per_token,
             "E": self.shape.num_experts,
+            **early_launch(),
         }
 
     def gate_up_product(self) -> None:
@@ -384,7 +387,7 @@ def _num_strips(tile: TileConfig, gated: bool, weight: PackedWeight, shared: Pac
 
 
 def _block_inputs(tile: TileConfig, weight: PackedWeight) -> int:
-    """Columns of one step: the sum of a group is scaled as a whole."""
-    return (
-        tile.block_inputs if weight.format == "bf16" else min(tile.block_inputs, weight.group_size, FP8_BLOCK)
-    )
+    """Columns of one step: of bf16 half as many, for as many bytes. A group is scaled as a whole."""
+    if weight.format == "bf16":
+        return tile.block_inputs // 2
+    return min(tile.block_inputs, weight.group_size, FP8_BLOCK)

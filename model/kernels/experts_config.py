@@ -147,6 +147,9 @@ def max_num_blocks(num_pairs: int, num_experts: int, block_rows: int) -> int:
     return min(num_pairs, num_pairs // block_rows + num_experts)
 
 
+_DOWN_AND_COMBINE = TileConfig("gemv", 1, 4, 1024, num_warps=2, unroll=2)
+
+
 def choose_config(
     num_rows: int, shape: ExpertsShape, weight_format: PackedFormat, *, quantize_inputs: bool = False
 ) -> ExpertsConfig:
@@ -160,7 +163,9 @@ def choose_config(
         return ExpertsConfig(
             sort=False,
             gate_up=TileConfig("gemv", 1, 8, columns, num_warps=4),
-            down=TileConfig("gemv", 1, 16, 256, num_warps=4, unroll=5),
+            down=_DOWN_AND_COMBINE
+            if num_rows <= 2
+            else TileConfig("gemv", 1, 16, 256, num_warps=4, unroll=5),
             fuse_combine=num_rows <= 2,
         )
     rows_per_expert = num_rows * shape.experts_per_token / (shape.num_experts * shape.num_ranks)
@@ -176,7 +181,7 @@ def choose_config(
 
 
 def _few_rows(*, sort: bool) -> ExpertsConfig:
-    gate_up = TileConfig("dot", 8, 32, 128, num_warps=2, num_stages=4, weights_first=True)
+    gate_up = TileConfig("dot", 8, 16, 128, num_warps=2, num_stages=6, weights_first=True)
     down = TileConfig("dot", 8, 64, 128, num_warps=2, num_stages=4, weights_first=True)
     return ExpertsConfig(sort=sort, gate_up=gate_up, down=down)
 

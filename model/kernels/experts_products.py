@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.kernels.early_start import let_next_start, wait_for_inputs
 from model.kernels.tiles import dot_strip, gemv_strip, swiglu
 
 
@@ -60,9 +61,10 @@ def product_gemv(
     K: tl.constexpr, E: tl.constexpr, GATED: tl.constexpr, STRIDE_IN: tl.constexpr, STRIDE_OUT: tl.constexpr,
     N: tl.constexpr, WIDTH: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, SHARED_N: tl.constexpr,
     SHARED_WIDTH: tl.constexpr, SHARED_FORMAT: tl.constexpr, SHARED_GROUP: tl.constexpr, BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr, THREADS: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_K: tl.constexpr, THREADS: tl.constexpr, UNROLL: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Every pair for itself: grid (P [+ T], strips). Inputs are tokens for GATED, else pairs."""
+    wait_for_inputs(IS_EARLY)
     pair = tl.program_id(0)
     strip = tl.program_id(1)
     if pair < num_pairs:
@@ -84,6 +86,7 @@ def product_gemv(
                 out_ptr + pair.to(tl.int64) * STRIDE_OUT, shared_limit,
                 SHARED_N, SHARED_WIDTH, SHARED_FORMAT, SHARED_GROUP, BLOCK, GATED, BLOCK_K, THREADS, UNROLL,
             )  # fmt: skip
+    let_next_start(IS_EARLY)
 
 
 @triton.jit
@@ -146,8 +149,10 @@ def product_dot(
     WIDTH: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, SHARED_N: tl.constexpr,
     SHARED_WIDTH: tl.constexpr, SHARED_FORMAT: tl.constexpr, SHARED_GROUP: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_BLOCK_K: tl.constexpr, WEIGHTS_FIRST: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Blocks of rows of one expert: grid (num_blocks [+ shared blocks], strips); as `product_gemv`."""
+    wait_for_inputs(IS_EARLY)
     block = tl.program_id(0)
     strip = tl.program_id(1)
     if block < num_blocks:
@@ -172,3 +177,4 @@ def product_dot(
                 SHARED_N, SHARED_WIDTH, SHARED_FORMAT, SHARED_GROUP, BLOCK, GATED, BLOCK_T, SHARED_BLOCK_K,
                 WEIGHTS_FIRST,
             )  # fmt: skip
+    let_next_start(IS_EARLY)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.kernels.early_start import let_next_start, wait_for_inputs
 from model.kernels.experts_products import local_expert, num_real_tokens
 from model.kernels.tiles import INTERPRETED, gemv_strip, row_groups
 
@@ -31,12 +32,13 @@ def local_experts(
 def sort_pairs(
     ids_ptr, sorted_pairs_ptr, block_experts_ptr, block_starts_ptr, block_ends_ptr, num_blocks_ptr,
     num_rows, first_expert, num_tokens, K: tl.constexpr, K_PADDED: tl.constexpr, E: tl.constexpr,
-    NUM_BINS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    NUM_BINS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_ROWS: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Local pairs by expert, then by token, cut into blocks of one expert. Grid: (E,).
 
     Every program counts all experts, so that none waits for another. No ids are repeated within a token.
     """
+    wait_for_inputs(IS_EARLY)
     own = tl.program_id(0)
     num_tokens = tl.minimum(num_rows, num_real_tokens(num_tokens))
     bins = tl.arange(0, NUM_BINS)
@@ -89,11 +91,13 @@ def nearest_fp8(x):
 def quantize_rows(
     x_ptr, codes_ptr, scales_ptr, ids_ptr, first_expert, num_tokens, K: tl.constexpr, E: tl.constexpr,
     WIDTH: tl.constexpr, STRIDE: tl.constexpr, NUM_GROUPS: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Rows to e4m3, one scale for each 128 columns. Grid: (rows, groups / BLOCK_GROUPS).
 
     E > 0: rows are pairs, and those of other ranks are left out.
     """
+    wait_for_inputs(IS_EARLY)
     row = tl.program_id(0)
     is_needed = row < num_real_tokens(num_tokens)
     if E > 0:
@@ -115,8 +119,10 @@ def quantize_rows(
 def combine_rows(
     rows_ptr, ids_ptr, weights_ptr, out_ptr, num_pairs, first_expert, num_tokens, routed_scale,
     K: tl.constexpr, E: tl.constexpr, H: tl.constexpr, HAS_SHARED: tl.constexpr, BLOCK: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """routed_scale * sum of weight * row over a token's local pairs, in order, + its shared row."""
+    wait_for_inputs(IS_EARLY)
     token = tl.program_id(0)
     h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = h < H
@@ -141,9 +147,10 @@ def down_and_combine(
     routed_scale, K: tl.constexpr, E: tl.constexpr, STRIDE_IN: tl.constexpr, H: tl.constexpr,
     WIDTH: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, SHARED_WIDTH: tl.constexpr,
     SHARED_FORMAT: tl.constexpr, SHARED_GROUP: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr,
-    THREADS: tl.constexpr, UNROLL: tl.constexpr,
+    THREADS: tl.constexpr, UNROLL: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Down product and `combine_rows` in one: a program adds a strip of one token. Grid: (T, strips)."""
+    wait_for_inputs(IS_EARLY)
     token = tl.program_id(0)
     strip = tl.program_id(1)
     # The experts' sums stay in the threads, so that only one reduction waits for all of them.
@@ -180,5 +187,6 @@ def down_and_combine(
                 False, BLOCK_K, THREADS, UNROLL,
             )  # fmt: skip
             result += tl.reshape(tl.sum(acc, axis=0), [BLOCK])
+    let_next_start(IS_EARLY)
     h = strip * BLOCK + tl.arange(0, BLOCK)
     tl.store(out_ptr + token.to(tl.int64) * H + h, result.to(out_ptr.dtype.element_ty), mask=h < H)

@@ -20,17 +20,17 @@ import triton.language as tl
 
 @triton.jit
 def gemv(
-    x, w, scales, norm_scale, row_XR, first_row, split, x_stride,
+    x, w, scales, row_XR, first_row, split, N, x_stride,
     K: tl.constexpr, K_PER_SPLIT: tl.constexpr, T: tl.constexpr, C: tl.constexpr, X: tl.constexpr,
     R: tl.constexpr, V: tl.constexpr, P: tl.constexpr,
-    GROUP: tl.constexpr, IS_FP8: tl.constexpr, IS_ONE_BLOCK: tl.constexpr, HAS_NORM: tl.constexpr,
+    GROUP: tl.constexpr, IS_FP8: tl.constexpr, IS_ONE_BLOCK: tl.constexpr,
     MASK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """A split's columns of T tokens times the rows `row_XR`, for `sum_of_chunks` to add up.
 
     A split has K_PER_SPLIT columns, a multiple of C * V, the last one may have fewer. MASK 0: it has as
-    many; 1: a multiple of V; 2: any number. GROUP 0: there are no scales. HAS_NORM: x is multiplied by
-    `norm_scale`. fp8 weights come as uint8: of these masked values can be 0.
+    many; 1: a multiple of V; 2: any number. GROUP 0: there are no scales. fp8 weights come as uint8: of these
+    masked values can be 0.
     """
     chunk_C = tl.arange(0, C) * V
     # Every group of rows has its own copy of x, so that a tile of it is not smaller than the program.
@@ -40,10 +40,8 @@ def gemv(
     row_at = ((row_XR - first_row) * K)[None, :, :, None]
     w_first = w + first_row.to(tl.int64) * K
     sums = ()
-    squares = ()
     for _ in tl.static_range(T):
         sums = sums + (tl.zeros((C, X, R), tl.float32),)
-        squares = squares + (tl.zeros((C, X, 1), tl.float32),)
     for turn in tl.range(0, K_PER_SPLIT, C * V, num_stages=STAGES):
         k = split * K_PER_SPLIT + turn
         left = K - k
@@ -60,25 +58,20 @@ def gemv(
         scale_CXR = 1.0
         if GROUP > 0:
             column_C = tl.minimum(k + chunk_C, K - 1)
-            scale_CXR = _scales_of(scales, row_XR, first_row, column_C, K, GROUP, IS_FP8, IS_ONE_BLOCK)
-        sums, squares = _add_columns(
-            sums, squares, _pieces_of(w_CXRV, C, X, R, V, P), scale_CXR, x + k, norm_scale + k, x_at, left,
-            x_stride, T, V, P, GROUP, HAS_NORM, MASK,
+            scale_CXR = _scales_of(scales, row_XR, first_row, column_C, N, K, GROUP, IS_FP8, IS_ONE_BLOCK)
+        sums = _add_columns(
+            sums, _pieces_of(w_CXRV, C, X, R, V, P), scale_CXR, x + k, x_at, left, x_stride,
+            T, V, P, GROUP, MASK,
         )  # fmt: skip
-    return sums, squares
+    return sums
 
 
 @triton.jit
-def sum_of_chunks(sums, squares, eps, K: tl.constexpr, T: tl.constexpr, HAS_NORM: tl.constexpr):
-    """What `gemv` leaves in threads, added up: a tuple of T sums [X, R].
-
-    HAS_NORM: and divided by the root mean square of x, for which all its columns must have been there.
-    """
+def sum_of_chunks(sums, T: tl.constexpr):
+    """What `gemv` leaves in threads, added up: a tuple of T sums [X, R]."""
     added = ()
     for t in tl.static_range(T):
         sum_XR = tl.sum(sums[t], axis=0)
-        if HAS_NORM:
-            sum_XR = sum_XR * tl.rsqrt(tl.sum(squares[t], axis=0) / K + eps)
         added = added + (sum_XR,)
     return added
 
@@ -108,7 +101,7 @@ def _halves(w_CXRV, C: tl.constexpr, X: tl.constexpr, R: tl.constexpr, V: tl.con
 
 @triton.jit
 def _scales_of(
-    scales, row_XR, first_row, column_C,
+    scales, row_XR, first_row, column_C, N,
     K: tl.constexpr, GROUP: tl.constexpr, IS_FP8: tl.constexpr, IS_ONE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """What chunks are multiplied by, float32 [C, X, R], or [C, 1, 1] if the rows lie in one block of fp8."""
@@ -119,38 +112,29 @@ def _scales_of(
     elif IS_FP8:
         at = (row_XR // GROUP * num_groups)[None, :, :] + group_C11
     else:
-        at = (row_XR * num_groups)[None, :, :] + group_C11
+        at = group_C11 * N + row_XR[None, :, :]
     return tl.load(scales + at).to(tl.float32)
 
 
 @triton.jit
 def _add_columns(
-    sums, squares, pieces, scale_CXR, x, norm_scale, x_at, left, x_stride,
-    T: tl.constexpr, V: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, HAS_NORM: tl.constexpr,
+    sums, pieces, scale_CXR, x, x_at, left, x_stride,
+    T: tl.constexpr, V: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr,
     MASK: tl.constexpr,
 ):  # fmt: skip
-    """Every token's product with one tile of weights, at whose first column `x` and `norm_scale` begin."""
+    """Every token's product with one tile of weights, at whose first column `x` begins."""
     new_sums = ()
-    new_squares = ()
     for t in tl.static_range(T):
         part_CXR = 0.0
-        square_CX1 = squares[t]
         for piece in tl.static_range(V // P):
             at = x_at + piece * P
             if MASK == 0:
                 x_CX1P = tl.load(x + t * x_stride + at).to(tl.float32)
             else:
                 x_CX1P = tl.load(x + t * x_stride + at, mask=at < left, other=0.0).to(tl.float32)
-            if HAS_NORM:
-                square_CX1 += tl.sum(x_CX1P * x_CX1P, axis=3)
-                if MASK == 0:
-                    x_CX1P *= tl.load(norm_scale + at)
-                else:
-                    x_CX1P *= tl.load(norm_scale + at, mask=at < left, other=0.0)
             product_CXR = tl.sum(pieces[piece] * x_CX1P, axis=3)
             part_CXR = product_CXR if piece == 0 else part_CXR + product_CXR
         if GROUP > 0:
             part_CXR *= scale_CXR
         new_sums = new_sums + (sums[t] + part_CXR,)
-        new_squares = new_squares + (square_CX1,)
-    return new_sums, new_squares
+    return new_sums

@@ -139,8 +139,11 @@ def _dequantize_kernel(
     is_there_NK = (row_N < N)[:, None] & (column_K < K)[None, :]
     at_NK = row_N[:, None] * K + column_K[None, :]
     num_groups: tl.constexpr = (K + GROUP - 1) // GROUP
-    scale_row_N = row_N // GROUP if IS_FP8 else row_N
-    scale_at_NK = scales + scale_row_N[:, None] * num_groups + (column_K // GROUP)[None, :]
+    group_K = column_K // GROUP
+    if IS_FP8:
+        scale_at_NK = scales + (row_N // GROUP * num_groups)[:, None] + group_K[None, :]
+    else:
+        scale_at_NK = scales + group_K[None, :] * N + row_N[:, None]
     scale_NK = tl.load(scale_at_NK, mask=is_there_NK, other=0.0).to(tl.float32)
     value_NK = tl.load(w + at_NK, mask=is_there_NK).to(tl.float32) * scale_NK
     tl.store(out + at_NK, value_NK.to(tl.bfloat16), mask=is_there_NK)

@@ -17,7 +17,6 @@ BYTES_IN_FLIGHT = NUM_SMS * 40_960
 # Few products per byte: up to here each weight is multiplied in the ordinary units.
 MOST_GEMV_TOKENS = 4
 MOST_SMALL_TOKENS = 64
-MOST_TOKENS_OF_FOUR_STAGES = 32
 MAX_SPLITS = 8
 LOAD_BYTES, WARP_SIZE = 16, 32
 VALUE_BYTES = {"bf16": 2, "fp8": 1, "int8": 1}
@@ -32,7 +31,6 @@ class GemvConfig:
     num_warps: int = 4
     num_splits: int = 1
     num_stages: int = 1  # above 1: loads go through shared memory, so many tiles ahead
-    is_early: bool = False  # see `early_start`
 
     @property
     def num_groups(self) -> int:
@@ -54,10 +52,11 @@ class DotConfig:
     num_warps: int = 4
     num_splits: int = 1
     num_stages: int = 4
-    is_early: bool = False
+    weights_first: bool = False  # W as the left side of the product
 
 
 LinearConfig = GemvConfig | DotConfig
+_LARGE = GemvConfig(num_chunks=64, num_rows=4, num_warps=8)
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one equality
@@ -100,29 +99,35 @@ def choose_config(
     weight_format: PackedFormat,
     group_size: int = 0,
     *,
-    may_split: bool = True,
     is_swiglu: bool = False,
 ) -> LinearConfig:
-    """A config for [T, K] times a weight [N, K]. `may_split` False: K stays whole, for a norm is fused."""
+    """A config for [T, K] times a weight [N, K]."""
     num_rows, num_columns = shape
     assert 1 <= num_tokens <= MOST_SMALL_TOKENS, num_tokens
     if num_tokens <= MOST_GEMV_TOKENS:
-        return _gemv_config(num_rows, num_columns, VALUE_BYTES[weight_format], may_split=may_split)
+        return _gemv_config(num_rows, num_columns, VALUE_BYTES[weight_format])
+    # One program for each multiprocessor, as large as its memory holds: x is read by all of them.
     block_k = min(128, group_size) if group_size else 128
-    block_n = 64 if num_rows >= 64 * 2 * NUM_SMS and not is_swiglu else 32
+    num_warps = 4 if weight_format == "bf16" or is_swiglu else 8
+    # Two sums of converted weights in registers (SwiGLU) are too many for 64 rows on the left side.
+    weights_first = weight_format == "bf16" or not is_swiglu
+    block_n = 16 * num_warps if weights_first else 32
     num_programs = -(-num_rows // (2 * block_n if is_swiglu else block_n))
-    most_splits = min(MAX_SPLITS, num_columns // (4 * block_k)) if may_split else 1
-    num_splits = max(1, min(most_splits, -(-2 * NUM_SMS // num_programs)))
-    # Tiles of more tokens are larger: a multiprocessor is to hold two programs.
-    num_stages = 4 if num_tokens <= MOST_TOKENS_OF_FOUR_STAGES else 3
-    return DotConfig(block_n, block_k, num_splits=num_splits, num_stages=num_stages)
+    most_splits = min(MAX_SPLITS, num_columns // (4 * block_k))
+    num_splits = max(1, min(most_splits, NUM_SMS // num_programs))
+    return DotConfig(block_n, block_k, num_warps, num_splits, 3 if is_swiglu else 4, weights_first)
 
 
-def _gemv_config(num_rows: int, num_columns: int, value_bytes: int, *, may_split: bool) -> GemvConfig:
-    """Rows per thread first (x is read less often), then splits, until enough bytes are on their way."""
+def _gemv_config(num_rows: int, num_columns: int, value_bytes: int) -> GemvConfig:
+    """Rows per thread first (x is read less often), then splits, until enough bytes are on their way.
+
+    Of one byte values two are in each piece of x: larger programs, which read x less often, need no splits.
+    """
+    if value_bytes == 1 and num_rows >= NUM_SMS * _LARGE.block_n:
+        return _LARGE
     best = GemvConfig()
     most_splits = max(1, min(MAX_SPLITS, num_columns * value_bytes // (4 * WARP_SIZE * LOAD_BYTES)))
-    for num_splits in range(1, most_splits + 1 if may_split else 2):
+    for num_splits in range(1, most_splits + 1):
         for rows in (4, 2):
             best = GemvConfig(num_rows=rows, num_splits=num_splits)
             num_programs = -(-num_rows // best.block_n) * num_splits

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.kernels.early_start import prefetch_rows, wait_for_inputs
+from model.kernels.early_start import let_next_start, prefetch_rows, wait_for_inputs
 from model.kernels.gemv import gemv, sum_of_chunks
 from model.kernels.splits import is_last
 
@@ -46,9 +46,8 @@ def _rows(program, N, X: tl.constexpr, R: tl.constexpr, IS_SWIGLU: tl.constexpr)
 
 @triton.jit
 def _store(
-    sums, residual, out, first, num_columns, residual_stride, out_stride, limit,
+    sums, out, first, num_columns, out_stride, limit,
     T: tl.constexpr, X: tl.constexpr, R: tl.constexpr, IS_SWIGLU: tl.constexpr, HAS_LIMIT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
     columns: tl.constexpr = R // 2 if IS_SWIGLU else R
     column = first + tl.arange(0, X)[:, None] * columns + tl.arange(0, columns)[None, :]
@@ -58,8 +57,6 @@ def _store(
         if IS_SWIGLU:
             gate, up = tl.split(tl.reshape(y, (X, R // 2, 2)))
             y = swiglu_clamped(gate, up, limit, HAS_LIMIT)
-        if HAS_RESIDUAL:
-            y += tl.load(residual + t * residual_stride + column, mask=is_column, other=0.0).to(tl.float32)
         tl.store(out + t * out_stride + column, y.to(out.dtype.element_ty), mask=is_column)
 
 
@@ -79,24 +76,24 @@ def _sum_of_splits(
 
 @triton.jit
 def gemv_kernel(
-    x, w, scales, norm_scale, residual, out, partials, counters,
-    N, x_stride, residual_stride, out_stride, eps, limit,
+    x, w, scales, out, partials, counters, N, x_stride, out_stride, limit,
     K: tl.constexpr, K_PER_SPLIT: tl.constexpr, T: tl.constexpr, C: tl.constexpr, X: tl.constexpr,
     R: tl.constexpr, V: tl.constexpr, P: tl.constexpr, GROUP: tl.constexpr, IS_FP8: tl.constexpr,
-    IS_ONE_BLOCK: tl.constexpr, HAS_NORM: tl.constexpr, MASK: tl.constexpr, STAGES: tl.constexpr,
+    IS_ONE_BLOCK: tl.constexpr,  MASK: tl.constexpr, STAGES: tl.constexpr,
     IS_SWIGLU: tl.constexpr, HAS_LIMIT: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, SPLITS: tl.constexpr, IS_PARTIAL: tl.constexpr, IS_EARLY: tl.constexpr,
+    SPLITS: tl.constexpr, IS_PARTIAL: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Grid: (blocks of X * R rows, splits of K)."""
     program, split = tl.program_id(0), tl.program_id(1)
     row_XR, is_row_XR, first = _rows(program, N, X, R, IS_SWIGLU)
     prefetch_rows(w, tl.reshape(row_XR, (X * R,)), split * K_PER_SPLIT, K, C * V, IS_EARLY)
     wait_for_inputs(IS_EARLY)
-    sums, squares = gemv(
-        x, w, scales, norm_scale, row_XR, first, split, x_stride,
-        K, K_PER_SPLIT, T, C, X, R, V, P, GROUP, IS_FP8, IS_ONE_BLOCK, HAS_NORM, MASK, STAGES,
+    sums = gemv(
+        x, w, scales, row_XR, first, split, N, x_stride,
+        K, K_PER_SPLIT, T, C, X, R, V, P, GROUP, IS_FP8, IS_ONE_BLOCK, MASK, STAGES,
     )  # fmt: skip
-    sums = sum_of_chunks(sums, squares, eps, K, T, HAS_NORM)
+    let_next_start(IS_EARLY)
+    sums = sum_of_chunks(sums, T)
     if SPLITS > 1 or IS_PARTIAL:
         for t in tl.static_range(T):
             tl.store(partials + (split * T + t).to(tl.int64) * N + row_XR, sums[t], mask=is_row_XR)
@@ -110,6 +107,6 @@ def gemv_kernel(
         if SPLITS > 1:
             sums = _sum_of_splits(partials, row_XR, is_row_XR, N, T, X, R, SPLITS)
         _store(
-            sums, residual, out, first, N // 2 if IS_SWIGLU else N, residual_stride, out_stride, limit,
-            T, X, R, IS_SWIGLU, HAS_LIMIT, HAS_RESIDUAL,
+            sums, out, first, N // 2 if IS_SWIGLU else N, out_stride, limit,
+            T, X, R, IS_SWIGLU, HAS_LIMIT,
         )  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from model.kernels.early_start import wait_for_inputs
+from model.kernels.early_start import early_launch, let_next_start, wait_for_inputs
 from model.kernels.linear_config import InputNorm
 from model.kernels.norms_plain import RoutedRows
 
@@ -39,13 +39,11 @@ def add_norm(
     norm: InputNorm | None = None,
     normed_TH: torch.Tensor | None = None,
     num_warps: int | None = None,
-    is_early: bool = False,
 ) -> None:
     """Fill `out_TH` with hidden + (routed + deltas in order), `normed_TH` with the norm of what is stored.
 
     Sums are float32, rounded once to `out_TH` (bf16 or float32; it may be `hidden_TH`). Without `hidden_TH`
     it gets the sum of the deltas. `row_ids_T`: rows of `hidden_TH`, an embedding table; below 0: row 0.
-    `is_early`: see `early_start`.
     """
     num_tokens, hidden_size = out_TH.shape
     assert (norm is None) == (normed_TH is None), "a norm and where it goes"
@@ -71,7 +69,7 @@ def add_norm(
         H=hidden_size, BLOCK=block, P=0 if deltas_PTH is None else deltas_PTH.shape[0],
         K=0 if routed is None else ids.shape[1], E=0 if routed is None else routed.num_experts,
         HAS_HIDDEN=hidden_TH is not None, HAS_ROW_IDS=row_ids_T is not None, HAS_NORM=norm is not None,
-        IS_EARLY=is_early, num_warps=num_warps or choose_num_warps(block), launch_pdl=is_early,
+        num_warps=num_warps or choose_num_warps(block), **early_launch(),
     )  # fmt: skip
 
 
@@ -82,6 +80,7 @@ def _add_norm_kernel(
     H: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, K: tl.constexpr, E: tl.constexpr,
     HAS_HIDDEN: tl.constexpr, HAS_ROW_IDS: tl.constexpr, HAS_NORM: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    """Grid: (tokens, blocks of columns)."""
     wait_for_inputs(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
     column_H = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -104,6 +103,7 @@ def _add_norm_kernel(
             row = tl.maximum(tl.load(row_ids + token), 0).to(tl.int64)
         hidden_H = tl.load(hidden + row * hidden_stride + column_H, mask=is_column_H, other=0.0)
         total_H = hidden_H.to(tl.float32) + total_H
+    let_next_start(IS_EARLY)
     stored_H = total_H.to(out.dtype.element_ty)
     tl.store(out + token * out_stride + column_H, stored_H, mask=is_column_H)
     if HAS_NORM:

@@ -25,6 +25,8 @@ from model.quant.base import GroupFormat, quantize
 PackedFormat = Literal["bf16", "fp8", "int8", "int4"]
 # The hub's checkpoint scales fp8 in blocks of so many rows and columns (config.json, weight_block_size).
 FP8_BLOCK = 128
+# Few enough that temporaries are small beside a stack, many enough that launches do not count.
+_MATRICES_AT_A_TIME = 16
 INT4_ZERO = 8
 _MAX_FP8 = torch.finfo(torch.float8_e4m3fn).max
 _DATA_DTYPES: dict[PackedFormat, torch.dtype] = {
@@ -61,6 +63,9 @@ class PackedWeight:
                 self.scales,
             )
         assert self.zeros is None or (self.format == "int4" and tuple(self.zeros.shape) == scale_shape)
+        if self.format in ("int8", "int4"):
+            object.__setattr__(self, "scales", _group_by_group(self.scales))
+            object.__setattr__(self, "zeros", _group_by_group(self.zeros))
 
     @property
     def num_bytes(self) -> int:
@@ -74,6 +79,11 @@ class PackedWeight:
         scales = None if self.scales is None else self.scales[index]
         zeros = None if self.zeros is None else self.zeros[index]
         return PackedWeight(self.format, self.data[index], scales, zeros, self.group_size, self.shape[1:])
+
+
+def _group_by_group(values: torch.Tensor | None) -> torch.Tensor | None:
+    """[..., N, K / group] as memory has it for kernels: for each group of columns all rows, side by side."""
+    return None if values is None else values.mT.contiguous().mT
 
 
 def dequantize(packed: PackedWeight) -> torch.Tensor:
@@ -184,7 +194,11 @@ def _fill_codes(codes: torch.Tensor, weight_format: PackedFormat, generator: tor
         return _root_mean_square(torch.arange(-127, 128))
     if weight_format == "int4":
         codes.random_(0, 256, generator=generator)
-        return _root_mean_square(torch.arange(-8, 8))
+        # -8 has no opposite: a mean other than 0 would grow by layers until all tokens look the same.
+        for matrices in codes.view(-1, *codes.shape[-2:]).split(_MATRICES_AT_A_TIME):
+            matrices.add_((matrices & 15) == 0, alpha=8)
+            matrices.add_(matrices < 16, alpha=128)
+        return _root_mean_square(torch.cat((torch.arange(-7, 8), torch.zeros(1))))
     for matrix in codes.view(-1, *codes.shape[-2:]):
         matrix.random_(0, 254, generator=generator)
         matrix.add_(matrix >= 127)  # 127 and 255 are the two codes of NaN

@@ -27,12 +27,16 @@ import torch
 import triton
 import triton.language as tl
 
+from model.kernels.early_start import early_launch, let_next_start, wait_for_inputs
 from model.kernels.paged import DecodeWorkspace, PagedKV, PagedSequences
 from model.kernels.paged_tiles import LOG2_E, NOTHING, attend_tile, first_position, store_gated
 
 MIN_DOT_ROWS = 16
 # Rows x partial results in registers at a time while they are added up.
 MERGED_ROWS = 32
+
+
+_FEW_SEQUENCES = 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class DecodeTuning:
     min_share: int = 1  # tiles: fewer for a program would cost more in adding up than they save
 
 
+def choose_tuning(num_seqs: int) -> DecodeTuning:
+    """Few sequences: what one program waits for is the time, so it takes more at once."""
+    return DecodeTuning(tile=128, num_warps=8, num_stages=3) if num_seqs <= _FEW_SEQUENCES else DecodeTuning()
+
+
 def paged_decode(
     q_TND: torch.Tensor,
     kv: PagedKV,
@@ -55,7 +64,7 @@ def paged_decode(
     out_TND: torch.Tensor,
     workspace: DecodeWorkspace,
     window: int | None = None,
-    tuning: DecodeTuning = DecodeTuning(),
+    tuning: DecodeTuning | None = None,
 ) -> None:
     """Causal attention times sigmoid(gate); this step's keys and values are in the cache already.
 
@@ -78,6 +87,7 @@ def paged_decode(
     num_programs, _, max_rows, _ = workspace.partial_sums_W2RD.shape
     assert num_rows <= max_rows and num_seqs * kv.num_kv_heads <= workspace.counters.numel(), num_rows
     merged_rows = triton.next_power_of_2(num_rows)
+    tuning = tuning or choose_tuning(num_seqs)
     begins_B = sequences.begins_B
     _decode_kernel[(num_programs,)](
         q_TND, kv.pool_XK2SD, sequences.blocks_BM, sequences.context_lens_B,
@@ -89,7 +99,7 @@ def paged_decode(
         HAS_BEGINS=begins_B is not None, MAX_ROWS=max_rows, DOT_ROWS=max(MIN_DOT_ROWS, merged_rows),
         MERGED_ROWS=merged_rows, MERGED_PARTS=max(1, MERGED_ROWS // merged_rows), TILE=tuning.tile,
         MIN_SHARE=tuning.min_share, IS_FP8=kv.is_fp8,
-        num_warps=tuning.num_warps, num_stages=tuning.num_stages,
+        num_warps=tuning.num_warps, num_stages=tuning.num_stages, **early_launch(),
     )  # fmt: skip
 
 
@@ -218,9 +228,10 @@ def _decode_kernel(
     B: tl.constexpr, B_POW2: tl.constexpr, Q: tl.constexpr, G: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr, HAS_BEGINS: tl.constexpr,
     MAX_ROWS: tl.constexpr, DOT_ROWS: tl.constexpr, MERGED_ROWS: tl.constexpr, MERGED_PARTS: tl.constexpr,
-    TILE: tl.constexpr, MIN_SHARE: tl.constexpr, IS_FP8: tl.constexpr,
+    TILE: tl.constexpr, MIN_SHARE: tl.constexpr, IS_FP8: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
+    wait_for_inputs(IS_EARLY)
     seq_B = tl.arange(0, B_POW2)
     length_B = tl.load(context_lens + seq_B, mask=seq_B < B, other=0)
     begin_B = _begin_of(begins, seq_B, seq_B < B, HAS_BEGINS)
@@ -256,3 +267,4 @@ def _decode_kernel(
                 Q, G, K, D, MAX_ROWS, DOT_ROWS, MERGED_ROWS, MERGED_PARTS,
             )  # fmt: skip
         tile += to_tile - from_tile
+    let_next_start(IS_EARLY)

@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
+from model.kernels.early_start import early_launch, let_next_start, wait_for_inputs
 from model.kernels.paged import MAX_FP8, PagedKV
 
 # Programs of few heads while a step has few tokens; larger ones once there are enough of them.
@@ -46,7 +47,8 @@ def token_tables(
     _token_tables_kernel[(triton.cdiv(num_tokens, TOKENS_OF_TABLE_PROGRAM),)](
         positions_T, seqs_T, frequencies_P, blocks_BM, cos_sin_T2P, slots_T, num_tokens,
         COLUMNS=blocks_BM.shape[1], BLOCK=block_size, P=num_frequencies,
-        P_POW2=triton.next_power_of_2(num_frequencies), TOKENS=TOKENS_OF_TABLE_PROGRAM, num_warps=4,
+        P_POW2=triton.next_power_of_2(num_frequencies), TOKENS=TOKENS_OF_TABLE_PROGRAM,
+        num_warps=4, **early_launch(),
     )  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def qkv_prepare(
         1.0 / kv.k_scale, 1.0 / kv.v_scale, eps,
         # A constant: of an argument Triton knows only whether 16 divides it, but 8 make a load of 16 bytes.
         ROW_STRIDE=qkvg_TX.stride(0), N=num_q, K=kv.num_kv_heads, D=head_dim, P=num_turned // 2, E=num_rest,
-        BLOCK=kv.block_size, HEADS=heads, MAX=MAX_FP8 if kv.is_fp8 else 0.0, num_warps=4,
+        BLOCK=kv.block_size, HEADS=heads, MAX=MAX_FP8 if kv.is_fp8 else 0.0, num_warps=4, **early_launch(),
     )  # fmt: skip
 
 
@@ -88,7 +90,9 @@ def qkv_prepare(
 def _token_tables_kernel(
     positions, seqs, frequencies, blocks, cos_sin, slots, num_tokens,
     COLUMNS: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, P_POW2: tl.constexpr, TOKENS: tl.constexpr,
+    IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(IS_EARLY)
     token_T = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     is_token_T = token_T < num_tokens
     position_T = tl.load(positions + token_T, mask=is_token_T, other=-1).to(tl.int32)
@@ -130,8 +134,9 @@ def _store_heads(x_GC, column_C, q_at_G, pool_at_G, stores_q_G, stores_kv_G, fac
 def _qkv_prepare_kernel(
     qkvg, q_norm, k_norm, cos_sin, slots, pool, q_out, k_factor, v_factor, eps,
     ROW_STRIDE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
-    E: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, MAX: tl.constexpr,
+    E: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, MAX: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
+    wait_for_inputs(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
     # Padding is masked where something is stored: to return here would make every load wait for this one.
     slot = tl.load(slots + token).to(tl.int64)
@@ -157,6 +162,7 @@ def _qkv_prepare_kernel(
     angles = cos_sin + token * (2 * P) + p_P
     cos_GP = tl.where(is_v_G[:, None], 1.0, tl.load(angles)[None, :])
     sin_GP = tl.where(is_v_G[:, None], 0.0, tl.load(angles + P)[None, :])
+    let_next_start(IS_EARLY)
     # The cache: [block, head, key or value, offset, D].
     kv_head_G = tl.where(is_v_G, head_G - N - K, head_G - N).to(tl.int64)
     pool_row_G = ((slot // BLOCK * K + kv_head_G) * 2 + is_v_G.to(tl.int64)) * BLOCK + slot % BLOCK

@@ -24,7 +24,11 @@ def token_tables(
     angles_TP = positions_T.clamp(min=0).float()[:, None] * frequencies_P
     cos_sin_T2P.copy_(torch.stack((angles_TP.cos(), angles_TP.sin()), dim=1))
     for token, (position, seq) in enumerate(zip(positions_T.tolist(), seqs_T.tolist(), strict=True)):
-        slot = -1 if position < 0 else slots_of(blocks_BM[seq], torch.tensor([position]), block_size)
+        slot = (
+            -1
+            if position < 0
+            else slots_of(blocks_BM[seq], torch.tensor([position], device=blocks_BM.device), block_size)
+        )
         slots_T[token] = slot
 
 

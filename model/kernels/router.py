@@ -3,7 +3,7 @@
 Shapes: T tokens, H hidden, E experts (EP: a power of two), K experts per token, S splits of H; of one program
 X groups of R experts, BT tokens, BE experts, BH columns.
 
-Four tokens or fewer: one launch. All programs add up logits, the last to come chooses. More tokens: logits on
+Two tokens or fewer: one launch. All programs add up logits, the last to come chooses. More tokens: logits on
 tensor cores, then one program a token chooses. x in bf16 times a float32 weight is exact there in three
 products: the weight's 24 bits are the sum of three bf16 numbers. x in float32 is multiplied in float32.
 """
@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from model.kernels.early_start import prefetch_rows, wait_for_inputs
+from model.kernels.early_start import early_launch, let_next_start, prefetch_rows, wait_for_inputs
 from model.kernels.gemv import gemv, sum_of_chunks
 from model.kernels.linear_config import LOAD_BYTES, WARP_SIZE, Workspace, split_columns
 from model.kernels.noise import GAMMA, mix
@@ -56,7 +56,7 @@ def route(
     assert workspace.partials.numel() >= workspace_sizes(config, num_tokens, num_experts)[0], config
     choice = _choice_arguments(bias_E, out, positions_T, uniform)
     constants = _choice_constants(num_experts, out, positions_T, uniform) | {
-        "SPLITS": config.num_splits, "IS_EARLY": config.is_early, "launch_pdl": config.is_early
+        "SPLITS": config.num_splits, **early_launch()
     }  # fmt: skip
     if config.block_t:
         _launch_logits(x_TH, weight_EH, workspace, config)
@@ -67,7 +67,8 @@ def route(
     values = LOAD_BYTES // weight_EH.element_size()
     per_split = split_columns(hidden, config.num_splits, config.num_chunks * values)
     groups = max(1, config.num_warps * WARP_SIZE // config.num_chunks)
-    _route_kernel[(triton.cdiv(num_experts, groups * config.num_rows), config.num_splits)](
+    grid = (triton.cdiv(num_experts, groups * config.num_rows), config.num_splits)
+    _route_kernel[grid](
         x_TH, weight_EH, workspace.partials, workspace.counters, *choice, x_TH.stride(0), H=hidden,
         H_PER_SPLIT=per_split, T=num_tokens, C=config.num_chunks, X=groups, R=config.num_rows, V=values,
         MASK=0 if per_split * config.num_splits == hidden else 1 if hidden % values == 0 else 2, **constants,
@@ -88,7 +89,8 @@ def choose(
     assert logits_TE.dtype == torch.float32 and logits_TE.is_contiguous(), logits_TE.dtype
     _choose_kernel[(num_tokens,)](
         logits_TE, *_choice_arguments(bias_E, out, positions_T, uniform), num_tokens,
-        **_choice_constants(num_experts, out, positions_T, uniform), SPLITS=1, IS_EARLY=False, num_warps=1,
+        **_choice_constants(num_experts, out, positions_T, uniform), SPLITS=1, num_warps=1,
+        **early_launch(),
     )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ def _launch_logits(
         x_TH, weight_EH, workspace.partials, num_tokens, x_TH.stride(0), H=hidden, H_PER_SPLIT=per_split,
         E=num_experts, BT=config.block_t, BE=config.block_e, BH=config.block_h,
         IS_MASKED=per_split * config.num_splits != hidden, STAGES=config.num_stages,
-        IS_EARLY=config.is_early, num_warps=config.num_warps, launch_pdl=config.is_early,
+        num_warps=config.num_warps, **early_launch(),
     )  # fmt: skip
 
 
@@ -178,12 +180,12 @@ def _choose_row(
     key_E = tl.where(id_E < E, key_E, lowest)
     rank_K = tl.arange(0, KP)
     chosen_K = tl.full((KP,), EP, tl.int32)  # behind every id, where K is not a power of two
-    weight_K = tl.zeros((KP,), tl.float32)
     for rank in tl.static_range(K):
         best = (EP - 1 - (tl.max(key_E, axis=0) & (EP - 1))).to(tl.int32)
         chosen_K = tl.where(rank_K == rank, best, chosen_K)
-        weight_K = tl.where(rank_K == rank, tl.sum(tl.where(id_E == best, score_E, 0.0), axis=0), weight_K)
         key_E = tl.where(id_E == best, lowest, key_E)
+    is_chosen_KE = id_E[None, :] == chosen_K[:, None]
+    weight_K = tl.sum(tl.where(is_chosen_KE, score_E[None, :], 0.0), axis=1)
     weight_K = weight_K / tl.sum(weight_K, axis=0)
     if HAS_POSITIONS:
         is_padding = tl.load(positions + token) < 0
@@ -223,11 +225,12 @@ def _route_kernel(
     row_XR = tl.minimum(expert_XR, E - 1)
     prefetch_rows(weight, tl.reshape(row_XR, (X * R,)), split * H_PER_SPLIT, H, C * V, IS_EARLY)
     wait_for_inputs(IS_EARLY)
-    sums, squares = gemv(
-        x, weight, weight, weight, row_XR, first, split, x_stride,
-        H, H_PER_SPLIT, T, C, X, R, V, V, 0, False, False, False, MASK, 1,
+    sums = gemv(
+        x, weight, weight, row_XR, first, split, E, x_stride,
+        H, H_PER_SPLIT, T, C, X, R, V, V, 0, False, False, MASK, 1,
     )  # fmt: skip
-    sums = sum_of_chunks(sums, squares, 0.0, H, T, False)
+    let_next_start(IS_EARLY)
+    sums = sum_of_chunks(sums, T)
     for t in tl.static_range(T):
         tl.store(partials + (split * T + t) * E + expert_XR, sums[t], mask=expert_XR < E)
     if is_last(counters, tl.num_programs(0) * SPLITS):
@@ -276,5 +279,6 @@ def _logits_kernel(
             sum_TE = tl.dot(x_TH, high_HE, tl.dot(x_TH, middle_HE, tl.dot(x_TH, low_HE, sum_TE)))
         else:
             sum_TE = tl.dot(x_TH.to(tl.float32), w_HE, sum_TE, input_precision="ieee")
+    let_next_start(IS_EARLY)
     at_TE = (split.to(tl.int64) * num_tokens + token_T[:, None]) * E + expert_E[None, :]
     tl.store(partials + at_TE, sum_TE, mask=(token_T < num_tokens)[:, None] & (expert_E < E)[None, :])

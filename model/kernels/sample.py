@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from model.kernels import sample_plain
-from model.kernels.early_start import wait_for_inputs
+from model.kernels.early_start import early_launch, wait_for_inputs
 from model.kernels.noise import GAMMA, mix
 from model.kernels.sample_plain import Candidates, DecodeRows, SampleWorkspace, SamplingRows
 from model.kernels.splits import is_last
@@ -52,13 +52,11 @@ def sample_tokens(
     workspace: SampleWorkspace | None = None,
     first_token: int = 0,
     block: int = BLOCK_TOKENS,
-    is_early: bool = False,
 ) -> None:
     """Fill `out` [T]: argmax of logits, or of logits / temperature + Gumbel noise, in float64.
 
     Logits float32 or bf16. Of equals the lowest id; `first_token` is the id of column 0. Filters (top-k,
     top-p, min-p), penalties and masks are not for this kernel: see `model.sampler`.
-    `is_early`: see `early_start`.
     """
     num_rows, num_tokens = logits_TV.shape
     num_blocks = triton.cdiv(num_tokens, block)
@@ -74,11 +72,11 @@ def sample_tokens(
         logits_TV, rows.temperatures_T, rows.seeds_T, rows.num_outputs_T, workspace.scores,
         workspace.token_ids, workspace.counters, out.token_ids, out.scores, first_token, logits_TV.stride(0),
         V=num_tokens, BLOCK=block, NB=num_blocks, NBP=triton.next_power_of_2(num_blocks),
-        IS_EARLY=is_early, num_warps=NUM_WARPS, launch_pdl=is_early,
+        num_warps=NUM_WARPS, **early_launch(),
     )  # fmt: skip
 
 
-def advance(rows: DecodeRows, sampled: Candidates, *, is_early: bool = False) -> None:
+def advance(rows: DecodeRows, sampled: Candidates) -> None:
     """Make the sampled tokens the next step's input: token, position, lengths, cache slots.
 
     Of candidates [R, T] the best of each row is taken, of equals the lowest id. Padding: slot -1.
@@ -95,7 +93,7 @@ def advance(rows: DecodeRows, sampled: Candidates, *, is_early: bool = False) ->
         sampled.token_ids, sampled.scores, rows.token_ids_T, rows.positions_T, rows.context_lens_T,
         rows.num_outputs_T, rows.step_1, *tables, *slots, T=num_rows, TP=triton.next_power_of_2(num_rows),
         R=sampled.token_ids.numel() // num_rows, M_0=sizes[0][0], M_1=sizes[1][0], BLOCK_0=sizes[0][1],
-        BLOCK_1=sizes[1][1], IS_EARLY=is_early, num_warps=1 if num_rows <= 64 else 4, launch_pdl=is_early,
+        BLOCK_1=sizes[1][1], num_warps=1 if num_rows <= 64 else 4, **early_launch(),
     )  # fmt: skip
 
 

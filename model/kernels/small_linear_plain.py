@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from model.kernels.linear_config import InputNorm, LinearConfig, SwiGLU, Workspace
+from model.kernels.linear_config import LinearConfig, SwiGLU, Workspace
 from model.kernels.packed import PackedWeight, dequantize
 
 
@@ -16,25 +16,17 @@ def small_linear(
     weight: PackedWeight,
     out: torch.Tensor,
     *,
-    norm: InputNorm | None = None,
     swiglu: SwiGLU | None = None,
-    residual_TM: torch.Tensor | None = None,
     workspace: Workspace | None = None,  # noqa: ARG001 - the kernel's
     config: LinearConfig | None = None,  # noqa: ARG001
 ) -> None:
     """Fill `out` [T, M] with x @ W.T in float32, rounded once; of partial sums [S, T, N] one has all."""
-    x_TK = x_TK.float()
-    if norm is not None:
-        mean_T1 = x_TK.square().mean(-1, keepdim=True)
-        x_TK = x_TK * torch.rsqrt(mean_T1 + norm.eps) * norm.scale_K
-    y_TM = x_TK @ dequantize(weight).T
+    y_TM = x_TK.float() @ dequantize(weight).T
     if out.ndim == 3:
         out[0], out[1:] = y_TM, 0.0
         return
     if swiglu is not None:
         y_TM = swiglu_of(y_TM, swiglu.limit)
-    if residual_TM is not None:
-        y_TM = y_TM + residual_TM.float()
     out.copy_(y_TM)
 
 

@@ -130,8 +130,10 @@ def gemv_scales(
             scales = tl.where(rows < N // 2, scales, up)
     else:
         groups = tl.minimum(columns, K - 1) // GROUP
-        group_rows = rows // 128 if FP8 else rows
-        scales = tl.load(ptr + group_rows * ((K + GROUP - 1) // GROUP) + groups)
+        if FP8:
+            scales = tl.load(ptr + rows // 128 * ((K + GROUP - 1) // GROUP) + groups)
+        else:
+            scales = tl.load(ptr + groups * N + rows)
     return scales.to(tl.float32)
 
 
@@ -243,24 +245,25 @@ def dot_scales(
     ptr, strip, rows, k, N: tl.constexpr, K: tl.constexpr,
     GROUP: tl.constexpr, FORMAT: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr,
 ):  # fmt: skip
-    """Scales [R] of the strip's rows for the group of column k."""
+    """Scales [R] of the strip's rows for the group of column k, as they are stored."""
     if FORMAT == "fp8" and (128 % BLOCK == 0) and ((not GATED) or N % 256 == 0):
         gate, up = block_scales(ptr, strip, k, N, K, BLOCK, GATED)
         is_gate = tl.arange(0, 2 * BLOCK if GATED else BLOCK) % 2 == 0
         scales = tl.where(is_gate, gate, up)
+    elif FORMAT == "fp8":
+        scales = tl.load(ptr + rows // 128 * ((K + GROUP - 1) // GROUP) + k // GROUP)
     else:
-        group_rows = rows // 128 if FORMAT == "fp8" else rows
-        scales = tl.load(ptr + group_rows * ((K + GROUP - 1) // GROUP) + k // GROUP).to(tl.float32)
+        scales = tl.load(ptr + k // GROUP * N + rows)
     return scales
 
 
 @triton.jit
-def dot_zeros(ptr, groups, rows, k, K: tl.constexpr, GROUP: tl.constexpr):
+def dot_zeros(ptr, groups, rows, k, N: tl.constexpr, GROUP: tl.constexpr):
     """128 + zero points of the strip's rows for the group of column k, as `unpack_int4` has its nibbles."""
     if ptr is None:
         zero = tl.full([1], 136.0, tl.float32)
     else:
-        zero = tl.load(ptr + groups + rows * (K // GROUP) + k // GROUP).to(tl.float32) + 128.0
+        zero = tl.load(ptr + groups + k // GROUP * N + rows).to(tl.float32) + 128.0
     return zero.to(tl.float32 if INTERPRETED else tl.bfloat16)[:, None]
 
 
@@ -315,8 +318,18 @@ def dot_strip(
     x_ptr = x[0] + in_rows.to(tl.int64)[:, None] * STRIDE
     acc = tl.zeros([R, BLOCK_T] if WEIGHTS_FIRST else [BLOCK_T, R], tl.float32)
     nothing = tl.zeros([R, BLOCK_T] if WEIGHTS_FIRST else [BLOCK_T, R], tl.float32)
+    next_scale = 1.0
+    if FORMAT != "bf16":
+        next_scale = dot_scales(weight[1] + groups, strip, rows, 0, N, K, GROUP, FORMAT, BLOCK, GATED)
     for k in range(0, K, BLOCK_K):
-        zero = dot_zeros(weight[2], groups, rows, k, K, GROUP) if FORMAT == "int4" else 0
+        scale = next_scale
+        if FORMAT != "bf16":
+            # A step ahead: Triton has weights on their way for several steps, but not these.
+            next_k = tl.minimum(k + BLOCK_K, K - 1)
+            next_scale = dot_scales(
+                weight[1] + groups, strip, rows, next_k, N, K, GROUP, FORMAT, BLOCK, GATED
+            )  # fmt: skip
+        zero = dot_zeros(weight[2], groups, rows, k, N, GROUP) if FORMAT == "int4" else 0
         part = dot_step(
             x_ptr, x[1] is not None, valid, w_ptr, zero, k, acc if FORMAT == "bf16" else nothing,
             K, FORMAT, R, BLOCK_T, BLOCK_K, WEIGHTS_FIRST,
@@ -324,7 +337,7 @@ def dot_strip(
         if FORMAT == "bf16":
             acc = part
         else:
-            scale = dot_scales(weight[1] + groups, strip, rows, k, N, K, GROUP, FORMAT, BLOCK, GATED)
+            scale = scale.to(tl.float32)
             scale = scale[:, None] if WEIGHTS_FIRST else scale[None, :]
             if x[1] is not None:
                 in_scale = tl.load(x[1] + in_rows * ((K + 127) // 128) + k // 128, mask=valid, other=0.0)

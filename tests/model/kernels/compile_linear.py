@@ -21,19 +21,19 @@ from model.kernels.sample_plain import Candidates, DecodeRows, SamplingRows, Slo
 from model.kernels.small_linear import small_linear
 from tests.model.kernels.offline import Compiled, compile_calls
 
-# Name: rows, columns, SwiGLU, norm before; of one GPU, or of one of two.
+# Name: rows, columns, SwiGLU; of one GPU, or of one of two.
 SHAPES = {
-    "qkvg sliding": (14432, 4096, False, False),
-    "qkvg full / 2, norm": (5152, 4096, False, True),
-    "o sliding": (4096, 12288, False, False),
-    "o full / 2": (4096, 4096, False, False),
-    "shared gate_up": (2560, 4096, True, False),
-    "shared gate_up / 2, norm": (1280, 4096, True, True),
-    "shared down / 2": (4096, 640, False, False),
-    "dense gate_up": (22528, 4096, True, False),
-    "head / 2": (64448, 4096, False, False),
+    "qkvg sliding": (14432, 4096, False),
+    "qkvg full / 2": (5152, 4096, False),
+    "o sliding": (4096, 12288, False),
+    "o full / 2": (4096, 4096, False),
+    "shared gate_up": (2560, 4096, True),
+    "shared gate_up / 2": (1280, 4096, True),
+    "shared down / 2": (4096, 640, False),
+    "dense gate_up": (22528, 4096, True),
+    "head / 2": (64448, 4096, False),
 }
-FEW_SHAPES = ("qkvg sliding", "o full / 2", "shared gate_up / 2, norm")
+FEW_SHAPES = ("qkvg sliding", "o full / 2", "shared gate_up / 2")
 FORMATS: tuple[PackedFormat, ...] = ("bf16", "fp8", "int8")
 OPERATIONS = (
     "LDG.E.128", "LDG.E.64", "LDG.E ", "LDG.E.U16", "LDGSTS.E.BYPASS.128", "LDGSTS", "LDS", "STS",
@@ -63,20 +63,19 @@ def weight_of(num_rows: int, num_columns: int, weight_format: PackedFormat) -> P
 
 
 def config_of(name: str, weight_format: PackedFormat, num_tokens: int) -> LinearConfig:
-    num_rows, num_columns, is_swiglu, has_norm = SHAPES[name]
+    num_rows, num_columns, is_swiglu = SHAPES[name]
     group_size = 0 if weight_format == "bf16" else 128
     return choose_config(
         num_tokens, (num_rows, num_columns), weight_format, group_size,
-        may_split=not has_norm, is_swiglu=is_swiglu,
+        is_swiglu=is_swiglu,
     )  # fmt: skip
 
 
 def linear(name: str, weight_format: PackedFormat, num_tokens: int, config: LinearConfig) -> None:
-    num_rows, num_columns, is_swiglu, has_norm = SHAPES[name]
+    num_rows, num_columns, is_swiglu = SHAPES[name]
     small_linear(
         bf16(num_tokens, num_columns), weight_of(num_rows, num_columns, weight_format),
         bf16(num_tokens, num_rows // 2 if is_swiglu else num_rows), swiglu=SwiGLU(7.0) if is_swiglu else None,
-        norm=InputNorm(torch.empty(num_columns), 1e-5) if has_norm else None,
         workspace=Workspace.allocate(16, 16, "cpu"), config=config,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from cluster import cli_quantize
+from cluster import cli_plan, cli_quantize
 from cluster.cli_flags import Prompts, Sampling
 from cluster.cli_options import (
     Choice,
@@ -54,6 +54,7 @@ app = typer.Typer(
 bench = typer.Typer(help="Measures, and says against what.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 app.command()(cli_quantize.quantize)
+app.command()(cli_plan.plan)
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 Shapes: T tokens (TP in a tile), N rows of W (outputs), K columns; a program has BN rows, BK columns a turn.
 
-Few tokens are the rows of the product and W its right side: so no value of W is converted twice. (As the left
-side, with 16 tokens beside it, two warps would convert the same fp8.) With WEIGHTS_FIRST W is the left side:
-64 rows for each group of four warps, whose converted values stay in registers. fp8 becomes bf16 by way of
+With WEIGHTS_FIRST W is the left side of the product: 64 rows for each group of four warps, whose converted
+values stay in registers. Without, tokens are its rows and W the right side, for tiles of fewer rows: two sums
+(SwiGLU) of converted weights leave no registers for more. fp8 becomes bf16 by way of
 float32: the direct conversion is an instruction that runs at a quarter of the rate of these.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, import-untyped, untyped-decorator"

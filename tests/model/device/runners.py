@@ -10,7 +10,6 @@ import torch
 
 from model.config import TextConfig
 from model.device.exchange import Alone
-from model.device.pack_decoder import pack_decoder
 from model.device.runner import DeviceRunner, device_runner
 from model.device.weights import Formats
 from model.dispatch import LocalDispatcher
@@ -33,6 +32,7 @@ from model.types import (
     SamplingParams,
     TokenLogprob,
 )
+from tests.model.device.pack_decoder import pack_decoder
 
 BLOCK_SIZE = 16
 

@@ -13,11 +13,11 @@ from model.device import ops_plain
 from model.device.decoder import DeviceDecoder
 from model.device.exchange import Alone
 from model.device.layout import KINDS, KVLayout, allocate_pools
-from model.device.pack_decoder import pack_decoder
 from model.device.prefill import plan_chunks, prefill
 from model.device.state import Scratch, StepRows, allocate_scratch
 from model.device.weights import Formats
 from model.net.decoder import Decoder
+from tests.model.device.pack_decoder import pack_decoder
 from tests.model.device.small_models import CPU, logits_of, prompts_of, random_decoder, text_of
 
 CLOSE = 1e-4

@@ -13,10 +13,10 @@ from model.device import ops_plain
 from model.device.decoder import DeviceDecoder
 from model.device.exchange import Alone, GlooExchange
 from model.device.layout import KINDS, KVLayout, allocate_pools
-from model.device.pack_decoder import pack_decoder
 from model.device.prefill import prefill
 from model.device.state import StepRows, allocate_scratch
 from model.device.weights import Formats
+from tests.model.device.pack_decoder import pack_decoder
 from tests.model.device.small_models import CPU, prompts_of, random_decoder, text_of
 
 NUM_STEPS = 6

@@ -18,7 +18,6 @@ from model.device.decoder import DeviceDecoder
 from model.device.exchange import Alone
 from model.device.layout import KINDS, KVLayout, allocate_pools
 from model.device.load import load_device_weights
-from model.device.pack_decoder import pack_decoder, pack_mtp
 from model.device.prefill import prefill
 from model.device.state import StepRows, allocate_scratch
 from model.device.weights import DeviceWeights, Formats, MoEWeights, Share, num_bytes, tensors_of
@@ -30,6 +29,7 @@ from model.quant.convert import QuantizePlan, quantize_checkpoint
 from model.tensor_table import tensor_table
 from model.weights import load_decoder, load_mtp, open_checkpoint
 from tests.model.device import small_models
+from tests.model.device.pack_decoder import pack_decoder, pack_mtp
 
 CPU = torch.device("cpu")
 # Blocks of 128 fit everywhere, as in the published shape, also when two ranks share.

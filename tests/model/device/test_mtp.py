@@ -12,12 +12,12 @@ from model.device.decoder import DeviceDecoder
 from model.device.exchange import Alone
 from model.device.layout import KINDS, KVLayout, allocate_pools
 from model.device.mtp import accept, draft_and_advance
-from model.device.pack_decoder import pack_decoder, pack_mtp
 from model.device.prefill import prefill
 from model.device.random_weights import random_weights
 from model.device.state import StepRows, allocate_scratch
 from model.device.weights import Formats, Share
 from model.net.mtp import MTP
+from tests.model.device.pack_decoder import pack_decoder, pack_mtp
 from tests.model.device.small_models import (
     CPU,
     forward,

@@ -10,7 +10,6 @@ from itertools import count
 import pytest
 
 from model.device.exchange import Alone
-from model.device.pack_decoder import pack_decoder
 from model.device.random_weights import random_weights
 from model.device.runner import DeviceRunner, device_runner
 from model.device.weights import Formats, Share
@@ -28,6 +27,7 @@ from model.sched.scheduler import Scheduler
 from model.text.chat_json import question
 from model.types import FinishReason, Request, RequestKey, SamplingParams
 from model.weights import open_checkpoint
+from tests.model.device.pack_decoder import pack_decoder
 from tests.model.device.runners import Answers, answer, network_rank, request_of, sizes_of, token_ids
 from tests.model.device.small_models import CPU, prompts_of, random_decoder, text_of
 

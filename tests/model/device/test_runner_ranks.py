@@ -12,11 +12,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from model.device.exchange import Alone, Exchange, GlooExchange
-from model.device.pack_decoder import pack_decoder
 from model.device.runner import device_runner
 from model.device.weights import Formats
 from model.masks import TokenMasks
 from model.types import SamplingParams
+from tests.model.device.pack_decoder import pack_decoder
 from tests.model.device.runners import Answers, answer, request_of, sizes_of, token_ids
 from tests.model.device.small_models import prompts_of, random_decoder, text_of
 

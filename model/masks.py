@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Drafts = tuple[int, ...]
 
+# Of more new tokens than this (one that is taken up again) the masks' own thread feeds the matcher.
+_MOST_FED_AT_ONCE = 8
 # A grammar that runs into a limit does so for all that follow it; of each, once made anew.
 _NUM_ATTEMPTS = 2
 _DEAD_END = "no token may come next: stop_token_ids take those that could"
@@ -49,13 +51,23 @@ class TokenMasks:
 
     def after(self, output_ids: Sequence[int], drafts: Drafts) -> Mask | None:
         """What may come behind these; None: any token, or it does not matter (see `judges`, `failure`)."""
+        if not self.knows(output_ids, drafts):
+            self._known[drafts] = self._after(output_ids, drafts)
+        return self._known[drafts]
+
+    def knows(self, output_ids: Sequence[int], drafts: Drafts) -> bool:
+        """Whether `after` has been asked before."""
         if len(output_ids) != self._num_output:
             self._known.clear()
             self._unjudged.clear()
             self._num_output = len(output_ids)
-        if drafts not in self._known:
-            self._known[drafts] = self._after(output_ids, drafts)
-        return self._known[drafts]
+        return drafts in self._known
+
+    def matcher_at(self, output_ids: Sequence[int], drafts: Drafts) -> Matcher | None:
+        """Where the parser's work is all that `after` still needs: the matcher, which stands there."""
+        if self._grammar is None or self.failure or self._must_answer(output_ids, drafts):
+            return None
+        return self._grammar.matcher_at(output_ids, drafts)
 
     def judges(self, output_ids: Sequence[int], drafts: Drafts) -> bool:
         """Whether what comes behind these drafts can be told: if not, no token from there may be taken."""
@@ -119,6 +131,13 @@ class GrammarMasks:
             self.failure = failure
         return None
 
+    def matcher_at(self, output_ids: Sequence[int], drafts: Drafts) -> Matcher | None:
+        """The matcher behind these, if it comes there in a few tokens and has no mask yet."""
+        matcher, num_new = self._matcher, len(output_ids) - self._num_settled
+        if matcher is None or num_new > _MOST_FED_AT_ONCE or (drafts and not self._looks_ahead):
+            return None
+        return matcher if self._move(matcher, output_ids, drafts) and matcher.lacks_mask else None
+
     def _start(self) -> Matcher:
         sampling = self._sampling
         assert sampling.grammar is not None, sampling
@@ -154,17 +173,42 @@ def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 class MaskWorker:
-    """Computes masks in a thread of its own, beside a forward pass: they are there when logits are."""
+    """Computes masks in a thread of its own, beside a forward pass: they are there when logits are.
+
+    Matchers are fed before the pass. Beside it, all of them are one call that needs no interpreter: a thread
+    that takes turns with the pass for each sequence costs several times its own work, for every operator of
+    the pass then waits to get the interpreter back.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
+        self._last: Future[None] | None = None
 
     def begin(self, rows: Sequence[SampleRow]) -> Future[None] | None:
-        """Start on the masks of these rows: to be left alone until `result()`. None: no row has any."""
-        masked = [row for row in rows if row.masks is not None]
-        return self._thread.submit(_compute, masked) if masked else None
+        """Start on the masks of these rows: to be left alone until `result()`. None: all is known."""
+        if self._last is not None:
+            self._last.result()  # who did not ask for it must not meet it at work
+        unknown: dict[TokenMasks, list[SampleRow]] = {}
+        for row in rows:
+            if row.masks is not None and not row.masks.knows(row.output_ids, row.drafts):
+                unknown.setdefault(row.masks, []).append(row)
+        if not unknown:
+            return None
+        matchers: list[Matcher] = []
+        others: list[SampleRow] = []
+        for masks, of_sequence in unknown.items():
+            row = of_sequence[0]
+            matcher = masks.matcher_at(row.output_ids, row.drafts) if len(of_sequence) == 1 else None
+            if matcher is None:
+                others += of_sequence
+            else:
+                matchers.append(matcher)
+        self._last = self._thread.submit(_compute, matchers, others)
+        return self._last
 
 
-def _compute(rows: Sequence[SampleRow]) -> None:
-    for row in rows:
+def _compute(matchers: Sequence[Matcher], others: Sequence[SampleRow]) -> None:
+    if matchers:
+        matchers[0].compiler.compute_masks(matchers)
+    for row in others:
         row.allowed_W()

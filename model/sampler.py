@@ -149,8 +149,12 @@ def _apply_penalties(logits_BV: Tensor, rows: Sequence[SampleRow]) -> Tensor:
         bias_N = torch.tensor([bias for _, (_, bias) in biased]).to(logits_BV)
         changed_BV[[i for i, _ in biased], [token for _, (token, _) in biased]] += bias_N
     if allowed:
-        allowed_MV = _unpacked(list(allowed.values()), vocab_size, logits_BV.device)
-        changed_BV[list(allowed)] = changed_BV[list(allowed)].masked_fill_(~allowed_MV, -torch.inf)
+        barred_MV = ~_unpacked(list(allowed.values()), vocab_size, logits_BV.device)
+        if len(allowed) == len(rows):
+            changed_BV.masked_fill_(barred_MV, -torch.inf)
+        else:
+            rows_M = torch.tensor(list(allowed), device=logits_BV.device)
+            changed_BV[rows_M] = changed_BV[rows_M].masked_fill_(barred_MV, -torch.inf)
     if masked:
         changed_BV[[i for i, _ in masked], [token for _, token in masked]] = -torch.inf
     return changed_BV

@@ -102,6 +102,15 @@ class GrammarCompiler:
         self._no_text_ids = {*vocabulary.special_token_ids, *no_text, *padding}
         self._kept: OrderedDict[Grammar, CompiledGrammar] = OrderedDict()
         self._lock = Lock()
+        self._executor = llguidance.LLExecutor(1)  # starts no thread before it is used
+
+    def compute_masks(self, matchers: Sequence[Matcher]) -> None:
+        """Have the masks ready of matchers that lack one: one call for all, which drops the GIL once."""
+        found_MW = np.zeros((len(matchers), (self.vocab_size + 31) // 32), dtype=np.uint32)
+        rows = [(matcher.parser, index) for index, matcher in enumerate(matchers)]
+        self._executor.unsafe_compute_mask_ptr(rows, found_MW.ctypes.data, found_MW.strides[0], len(rows))
+        for matcher, found_W in zip(matchers, found_MW, strict=True):
+            matcher.take_mask(found_W)
 
     def compile(self, grammar: Grammar, field: str = "grammar") -> CompiledGrammar:
         """Compile or find it. Raises InvalidRequest naming the path below `field`."""
@@ -225,16 +234,26 @@ class Matcher:
         end_ids: Sequence[int],
         starts_in_thinking: bool,
     ) -> None:
-        self._compiler = compiled.compiler
-        assert not starts_in_thinking or self._compiler.think_end_id is not None, "no </think>"
+        self.compiler = compiled.compiler
+        assert not starts_in_thinking or self.compiler.think_end_id is not None, "no </think>"
         self._compiled = compiled
-        self._parser = parser
+        self.parser = parser  # of the library; it stands behind the tokens of the answer
         self._end_ids = frozenset(end_ids)
         self._inside_W = compiled.inside_W.copy()
         clear_bits(self._inside_W, self._end_ids)
         self._place = _Place.THINKING if starts_in_thinking else _Place.ANSWER
         self._places: list[_Place] = []  # before each token
         self._mask_W: Mask | None = None
+
+    @property
+    def lacks_mask(self) -> bool:
+        """Whether the next mask is work for the parser that has not been done."""
+        return self._mask_W is None and self._place is _Place.ANSWER and not self.parser.is_error()
+
+    def take_mask(self, found_W: NDArray[np.uint32]) -> None:
+        """The parser's work for the next mask, done by somebody else."""
+        assert self.lacks_mask, self._place
+        self._mask_W = self._completed(found_W & self._inside_W)
 
     @property
     def num_tokens(self) -> int:
@@ -244,12 +263,12 @@ class Matcher:
     @property
     def failure(self) -> str | None:
         """Why no further token can be judged: a limit on the work for a token. The request is to be ended."""
-        return _summary(self._parser.get_error()) if self._parser.is_error() else None
+        return _summary(self.parser.get_error()) if self.parser.is_error() else None
 
     @property
     def may_end(self) -> bool:
         """True where what was written is whole: end tokens are allowed."""
-        return self._place is _Place.ENDED or (self._place is _Place.ANSWER and self._parser.is_accepting())
+        return self._place is _Place.ENDED or (self._place is _Place.ANSWER and self.parser.is_accepting())
 
     @property
     def is_finished(self) -> bool:
@@ -302,7 +321,7 @@ class Matcher:
         # A token that ended the sequence, or came after it, never reached the parser.
         num_parsed = undone.count(_Place.ANSWER) - (self._place is _Place.ENDED and _Place.ANSWER in undone)
         if num_parsed:
-            assert self._parser.rollback(num_parsed), self._parser.get_error()
+            assert self.parser.rollback(num_parsed), self.parser.get_error()
         self._place = undone[0]
         self._mask_W = None
 
@@ -310,38 +329,42 @@ class Matcher:
         """The place after a token; None if it may not come."""
         place = self._place
         if place is _Place.THINKING:
-            if token_id == self._compiler.think_end_id:
+            if token_id == self.compiler.think_end_id:
                 return _Place.NEWLINE
-            barred = token_id in self._end_ids or token_id in self._compiler.call_ids
+            barred = token_id in self._end_ids or token_id in self.compiler.call_ids
             return None if barred else place
         if place is _Place.NEWLINE:
-            return _Place.ANSWER if token_id == self._compiler.newline_id else None
+            return _Place.ANSWER if token_id == self.compiler.newline_id else None
         if place is _Place.ENDED or token_id in self._end_ids:
             return _Place.ENDED if token_id in self._end_ids and self.may_end else None
-        is_inside = 0 <= token_id < self._compiler.vocab_size and has_bit(self._inside_W, token_id)
-        if is_inside and self._parser.try_consume_tokens([token_id]) == 1:
+        is_inside = 0 <= token_id < self.compiler.vocab_size and has_bit(self._inside_W, token_id)
+        if is_inside and self.parser.try_consume_tokens([token_id]) == 1:
             return place
-        if self._parser.is_error():
+        if self.parser.is_error():
             self._compiled.is_broken = True
             self._mask_W = None
         return None
 
     def _compute_mask(self) -> Mask:
-        size = self._compiler.vocab_size
+        size = self.compiler.vocab_size
         if self._place is _Place.THINKING:
             mask_W = all_tokens(size)
-            clear_bits(mask_W, [*self._end_ids, *(i for i in self._compiler.call_ids if i is not None)])
+            clear_bits(mask_W, [*self._end_ids, *(i for i in self.compiler.call_ids if i is not None)])
             return mask_W
         mask_W = np.zeros_like(self._inside_W)
         if self._place is _Place.NEWLINE:
-            set_bits(mask_W, [self._compiler.newline_id])
+            set_bits(mask_W, [self.compiler.newline_id])
             return mask_W
-        if self._place is _Place.ANSWER and not self._parser.is_error():
-            found_W = np.frombuffer(self._parser.compute_bitmask(), dtype=np.uint32)[: len(mask_W)]
+        if self._place is _Place.ANSWER and not self.parser.is_error():
+            found_W = np.frombuffer(self.parser.compute_bitmask(), dtype=np.uint32)[: len(mask_W)]
             mask_W = found_W & self._inside_W
-        self._compiled.is_broken |= self._parser.is_error()
-        if self.may_end or self._parser.is_error():
-            set_bits(mask_W, [token_id for token_id in self._end_ids if token_id < size])
+        return self._completed(mask_W)
+
+    def _completed(self, mask_W: Mask) -> Mask:
+        """With the request's own ends, where they may come."""
+        self._compiled.is_broken |= self.parser.is_error()
+        if self.may_end or self.parser.is_error():
+            set_bits(mask_W, [token_id for token_id in self._end_ids if token_id < self.compiler.vocab_size])
         return mask_W
 
 

@@ -156,6 +156,42 @@ def test_a_checkpoint_without_a_tokenizer_fails_with_words(tmp_path: Any) -> Non
         Grammars(tmp_path, VOCAB_SIZE).compile(Grammar.choice(["a"]))
 
 
+@pytest.mark.parametrize("drafts", [(), ("b",), ("b", " ")])
+def test_masks_made_together_are_those_made_one_by_one(drafts: tuple[str, ...]) -> None:
+    """Of rows whose matchers are there already, with drafts ahead or none, and of one that may end."""
+    grammars = [
+        Grammar("regex", "[a-z]+( [a-z]+)*"),
+        Grammar("regex", "[ab]{2,9}( c)?"),
+        Grammar.choice(["abc"]),
+    ]
+    rows, worker = [row(grammar) for grammar in grammars], MaskWorker()
+    for each in rows:
+        each.allowed_W()
+        each.output_ids += ids("a")
+    ahead = [each.ahead([ids(draft)[0] for draft in drafts]) for each in rows]
+    started = worker.begin(ahead)
+    assert started is not None
+    started.result(timeout=10)
+    for each, grammar in zip(ahead, grammars, strict=True):
+        alone = row(grammar, list(each.output_ids)).ahead(each.drafts)
+        np.testing.assert_array_equal(each.allowed_W(), alone.allowed_W())
+    assert worker.begin(ahead) is None, "they are known"
+
+
+def test_several_rows_of_a_sequence_are_made_in_their_order() -> None:
+    grown, worker = row(Grammar("regex", "[a-z]+")), MaskWorker()
+    grown.allowed_W()
+    grown.output_ids += ids("a")
+    drafts = [ids("b")[0], ids("c")[0]]
+    rows = [grown, grown.ahead(drafts[:1]), grown.ahead(drafts)]
+    started = worker.begin(rows)
+    assert started is not None
+    started.result(timeout=10)
+    for each in rows:
+        alone = row(Grammar("regex", "[a-z]+"), list(grown.output_ids)).ahead(each.drafts)
+        np.testing.assert_array_equal(each.allowed_W(), alone.allowed_W())
+
+
 def test_the_worker_has_the_masks_ready() -> None:
     rows = [row(Grammar("regex", "[a-z]+")), SampleRow(SamplingParams(max_tokens=3), [1], [])]
     started = MaskWorker().begin(rows)

@@ -21,16 +21,24 @@ from model.kernels.experts_config import (
     ExpertsWorkspace,
     SharedExpert,
     TileConfig,
+    block_inputs,
+    ceil_div,
     choose_config,
+    kernel_operand,
+    kernel_sizes,
     max_num_blocks,
+    num_strips,
+    power_of_two,
+    takes_quads,
 )
 from model.kernels.experts_products import product_dot, product_gemv
 from model.kernels.experts_rows import combine_rows, down_and_combine, quantize_rows, sort_pairs
-from model.kernels.packed import FP8_BLOCK, PackedWeight
+from model.kernels.packed import PackedWeight
 
 _NO_BLOCKS = (None, None, None, None, None)
 _COMBINE_BLOCK = 1024  # columns of a program
 _SORT_TOKENS = 512  # tokens that are sorted at once
+_PERMUTED_QUADS = 256  # of four columns, of a program at once
 _MIN_BINS = 32  # the fewest that a warp can count
 
 
@@ -109,12 +117,15 @@ def sort_experts(
     shape: ExpertsShape,
     block_rows: int,
     workspace: ExpertsWorkspace,
+    permuted: tuple[torch.Tensor, int] | None = None,
 ) -> None:
     """Pairs t * K + k of this rank's experts, by expert and token, and their blocks, into `workspace`.
 
     Block b < num_blocks has the pairs sorted_pairs[block_starts[b] : block_ends[b]], up to `block_rows`, of
-    the local expert block_experts[b].
+    the local expert block_experts[b]. `permuted`: x [T, H] and a group size; then `permuted_inputs` becomes x
+    with its columns in the order of quads.py.
     """
+    x_TH, group_size = (None, 0) if permuted is None else permuted
     num_rows, num_chosen = ids_TK.shape
     sort_pairs[(shape.num_experts,)](
         ids_TK,
@@ -123,15 +134,20 @@ def sort_experts(
         workspace.block_starts,
         workspace.block_ends,
         workspace.num_blocks,
+        x_TH,
+        None if permuted is None else workspace.permuted_inputs,
         num_rows=num_rows,
         first_expert=first_expert,
         num_tokens=num_tokens,
         K=num_chosen,
-        K_PADDED=_power_of_two(num_chosen),
+        K_PADDED=power_of_two(num_chosen),
         E=shape.num_experts,
-        NUM_BINS=max(_MIN_BINS, _power_of_two(shape.num_experts + 1)),
-        BLOCK_T=min(_SORT_TOKENS, max(16, _power_of_two(num_rows))),
+        NUM_BINS=max(_MIN_BINS, power_of_two(shape.num_experts + 1)),
+        BLOCK_T=min(_SORT_TOKENS, max(16, power_of_two(num_rows))),
         BLOCK_ROWS=block_rows,
+        H=shape.hidden_size,
+        GROUP=group_size,
+        BLOCK_QUADS=_PERMUTED_QUADS,
         num_warps=4,
         **early_launch(),
     )
@@ -153,12 +169,14 @@ class _Call:
     given_config: ExpertsConfig | None
     shape: ExpertsShape = field(init=False)
     config: ExpertsConfig = field(init=False)
+    has_quads: bool = field(init=False)
     blocks: tuple[torch.Tensor | None, ...] = _NO_BLOCKS
 
     def __post_init__(self) -> None:
         (num_experts, twice_width, hidden), (num_rows, num_chosen) = self.gate_up.shape, self.ids_TK.shape
         self.shape = ExpertsShape(num_experts, num_chosen, hidden, twice_width // 2)
         self.config = self.given_config or choose_config(num_rows, self.shape, self.gate_up.format)
+        self.has_quads = takes_quads(self.config, num_rows, self.gate_up, self.down)
         self.num_tokens = num_rows if self.num_tokens is None else self.num_tokens
         assert self.x_TH.shape == (num_rows, hidden) and self.x_TH.dtype == torch.bfloat16, self.x_TH.shape
         assert self.ids_TK.dtype == torch.int32 and self.ids_TK.is_contiguous() and self.x_TH.is_contiguous()
@@ -191,7 +209,8 @@ class _Call:
         if tile.kind == "gemv":
             self._gemv(self.x_TH, self.gate_up, shared, workspace.activations, tile, gated=True)
             return
-        rows: tuple[torch.Tensor, torch.Tensor | None] = (self.x_TH, None)
+        inputs = workspace.permuted_inputs if self.has_quads else self.x_TH
+        rows: tuple[torch.Tensor, torch.Tensor | None] = (inputs, None)
         if self.config.quantize_inputs:
             assert workspace.input_codes is not None and workspace.input_scales is not None
             rows = (workspace.input_codes, workspace.input_scales)
@@ -215,8 +234,8 @@ class _Call:
     def combine(self, weights_TK: torch.Tensor, out_TH: torch.Tensor, routed_scale: float) -> None:
         """workspace.rows -> out."""
         hidden = self.shape.hidden_size
-        block = min(_COMBINE_BLOCK, _power_of_two(hidden))
-        combine_rows[(out_TH.shape[0], _ceil_div(hidden, block))](
+        block = min(_COMBINE_BLOCK, power_of_two(hidden))
+        combine_rows[(out_TH.shape[0], ceil_div(hidden, block))](
             self.workspace.rows,
             weights_ptr=weights_TK,
             out_ptr=out_TH,
@@ -232,17 +251,17 @@ class _Call:
         """workspace.activations -> out."""
         tile, hidden = self.config.down, self.shape.hidden_size
         shared = None if self.shared is None else self.shared.down
-        down_and_combine[(out_TH.shape[0], _ceil_div(hidden, tile.block_outputs))](
+        down_and_combine[(out_TH.shape[0], ceil_div(hidden, tile.block_outputs))](
             self.workspace.activations,
             weights_ptr=weights_TK,
-            weight=_operand(self.down),
-            shared_weight=_operand(shared),
+            weight=kernel_operand(self.down),
+            shared_weight=kernel_operand(shared),
             out_ptr=out_TH,
             num_pairs=self.num_pairs,
             routed_scale=routed_scale,
             STRIDE_IN=self.workspace.activations.stride(0),
             H=hidden,
-            **_sizes(self.down, shared, with_outputs=False),
+            **kernel_sizes(self.down, shared, with_outputs=False),
             BLOCK=tile.block_outputs,
             BLOCK_K=tile.block_inputs,
             THREADS=32 * tile.num_warps,
@@ -269,12 +288,15 @@ class _Call:
         )
         assert self.num_tokens is not None
         block_rows = self.config.gate_up.block_rows
-        sort_experts(self.ids_TK, self.first_expert, self.num_tokens, self.shape, block_rows, workspace)
+        permuted = (self.x_TH, self.gate_up.group_size) if self.has_quads else None
+        sort_experts(
+            self.ids_TK, self.first_expert, self.num_tokens, self.shape, block_rows, workspace, permuted
+        )
 
     def _quantize(self, x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, *, pairs: bool) -> None:
         num_rows, width = (self.num_pairs if pairs else self.x_TH.shape[0]), codes.shape[1]
         block = 4
-        quantize_rows[(num_rows, _ceil_div(scales.shape[1], block))](
+        quantize_rows[(num_rows, ceil_div(scales.shape[1], block))](
             x,
             codes,
             scales,
@@ -297,16 +319,16 @@ class _Call:
         gated: bool,
     ) -> None:
         num_programs = self.num_pairs + (0 if shared is None else self.ids_TK.shape[0])
-        product_gemv[(num_programs, _num_strips(tile, gated, weight, shared))](
+        product_gemv[(num_programs, num_strips(tile, gated, weight, shared))](
             x,
-            weight=_operand(weight),
-            shared_weight=_operand(shared),
+            weight=kernel_operand(weight),
+            shared_weight=kernel_operand(shared),
             out_ptr=out,
             num_pairs=self.num_pairs,
             GATED=gated,
             STRIDE_IN=x.stride(0),
             STRIDE_OUT=out.stride(0),
-            **_sizes(weight, shared),
+            **kernel_sizes(weight, shared),
             BLOCK=tile.block_outputs,
             BLOCK_K=tile.block_inputs,
             THREADS=32 * tile.num_warps,
@@ -330,13 +352,13 @@ class _Call:
         num_blocks = self.num_pairs
         if self.config.sort:
             num_blocks = max_num_blocks(self.num_pairs, self.shape.num_experts, tile.block_rows)
-        num_shared = 0 if shared is None else _ceil_div(self.ids_TK.shape[0], tile.block_rows)
-        product_dot[(num_blocks + num_shared, _num_strips(tile, gated, weight, shared))](
+        num_shared = 0 if shared is None else ceil_div(self.ids_TK.shape[0], tile.block_rows)
+        product_dot[(num_blocks + num_shared, num_strips(tile, gated, weight, shared))](
             x,
             shared_x,
             blocks=self.blocks,
-            weight=_operand(weight),
-            shared_weight=_operand(shared),
+            weight=kernel_operand(weight),
+            shared_weight=kernel_operand(shared),
             out_ptr=out,
             num_blocks=num_blocks,
             num_pairs=self.num_pairs,
@@ -344,50 +366,16 @@ class _Call:
             STRIDE_X=x[0].stride(0),
             STRIDE_IN=shared_x.stride(0),
             STRIDE_OUT=out.stride(0),
-            **_sizes(weight, shared),
+            **kernel_sizes(weight, shared),
             BLOCK=tile.block_outputs,
             BLOCK_T=tile.block_rows,
-            BLOCK_K=_block_inputs(tile, weight),
-            SHARED_BLOCK_K=0 if shared is None else _block_inputs(tile, shared),
+            BLOCK_K=block_inputs(tile, weight, has_quads=self.has_quads),
+            SHARED_BLOCK_K=0 if shared is None else block_inputs(tile, shared),
             WEIGHTS_FIRST=tile.weights_first,
+            HAS_QUADS=self.has_quads,
+            OUT_GROUP=self.down.group_size if gated and self.has_quads else 0,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             **self._limits(),
             **self.routing,
         )
-
-
-def _ceil_div(count: int, size: int) -> int:
-    return -(-count // size)
-
-
-def _power_of_two(count: int) -> int:
-    """The smallest that is not below `count`."""
-    return 1 << (count - 1).bit_length()
-
-
-def _operand(weight: PackedWeight | None) -> tuple[torch.Tensor | None, ...]:
-    return (None, None, None) if weight is None else (weight.data, weight.scales, weight.zeros)
-
-
-def _sizes(weight: PackedWeight, shared: PackedWeight | None, *, with_outputs: bool = True) -> dict[str, Any]:
-    """Sizes and formats, which kernels are compiled for."""
-    sizes: dict[str, Any] = {"WIDTH": weight.shape[-1], "FORMAT": weight.format, "GROUP": weight.group_size}
-    sizes["SHARED_WIDTH"] = 0 if shared is None else shared.shape[-1]
-    sizes["SHARED_FORMAT"] = "bf16" if shared is None else shared.format
-    sizes["SHARED_GROUP"] = 0 if shared is None else shared.group_size
-    if with_outputs:
-        sizes |= {"N": weight.shape[-2], "SHARED_N": 0 if shared is None else shared.shape[-2]}
-    return sizes
-
-
-def _num_strips(tile: TileConfig, gated: bool, weight: PackedWeight, shared: PackedWeight | None) -> int:
-    num_outputs = max(weight.shape[-2], 0 if shared is None else shared.shape[-2])
-    return _ceil_div(num_outputs // 2 if gated else num_outputs, tile.block_outputs)
-
-
-def _block_inputs(tile: TileConfig, weight: PackedWeight) -> int:
-    """Columns of one step: of bf16 half as many, for as many bytes. A group is scaled as a whole."""
-    if weight.format == "bf16":
-        return tile.block_inputs // 2
-    return min(tile.block_inputs, weight.group_size, FP8_BLOCK)

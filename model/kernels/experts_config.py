@@ -6,15 +6,17 @@ Shapes: T tokens, K experts per token, P = T * K (token, expert) pairs, H hidden
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from model.kernels.packed import FP8_BLOCK, PackedFormat, PackedWeight
 
 MIN_BLOCK_ROWS = 8  # the fewest rows of a block that any config may ask for
+MOST_PERMUTED_ROWS = 512  # beyond, blocks have more rows than nibbles are unpacked for in registers
+MIN_QUAD_GROUP = 64  # whose quads are the 16 columns that the tensor cores multiply at once
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class TileConfig:
     kind: Literal["gemv", "dot"]
     block_rows: int  # rows of a block; 1 for gemv
     block_outputs: int  # outputs of a strip; for gate_up of the gate, and as many of up
-    block_inputs: int  # weight columns read at once
+    block_inputs: int  # weight columns read at once, or with quads (quads.py) in a turn, some groups of them
     num_warps: int
     num_stages: int = 1  # of dot: tiles on their way
     unroll: int = 1  # of gemv: steps whose loads are under way together
@@ -94,6 +96,7 @@ class ExpertsWorkspace:
     block_starts: torch.Tensor  # in sorted_pairs
     block_ends: torch.Tensor
     num_blocks: torch.Tensor  # int32 [1]
+    permuted_inputs: torch.Tensor  # bfloat16 [up to MOST_PERMUTED_ROWS, H], for int4
     input_codes: torch.Tensor | None  # float8 [T, H]; the four are there with `quantize_inputs`
     input_scales: torch.Tensor | None  # float32 [T, H / 128]
     activation_codes: torch.Tensor | None  # float8 [P, W]
@@ -135,6 +138,7 @@ def make_workspace(
         block_starts=empty(max_blocks, dtype=torch.int32),
         block_ends=empty(max_blocks, dtype=torch.int32),
         num_blocks=empty(1, dtype=torch.int32),
+        permuted_inputs=empty(min(max_tokens, MOST_PERMUTED_ROWS), shape.hidden_size, dtype=torch.bfloat16),
         input_codes=input_codes,
         input_scales=input_scales,
         activation_codes=activation_codes,
@@ -171,8 +175,10 @@ def choose_config(
     rows_per_expert = num_rows * shape.experts_per_token / (shape.num_experts * shape.num_ranks)
     if rows_per_expert <= 4:
         # int4 needs the tensor cores even for one row: unpacking to float32 is 4 instructions a weight.
-        return _few_rows(sort=num_rows > 8)
+        return _few_quads(8) if num_rows > 1 and weight_format == "int4" else _few_rows(sort=num_rows > 8)
     if rows_per_expert <= 12:
+        if weight_format == "int4" and num_rows <= MOST_PERMUTED_ROWS:
+            return _few_quads(16)
         return _blocks(16, 32, num_warps=4, num_stages=4)
     fits_fp8 = shape.hidden_size % FP8_BLOCK == shape.width % FP8_BLOCK == 0
     quantize_inputs = quantize_inputs and weight_format == "fp8" and fits_fp8
@@ -184,6 +190,12 @@ def _few_rows(*, sort: bool) -> ExpertsConfig:
     gate_up = TileConfig("dot", 8, 16, 128, num_warps=2, num_stages=6, weights_first=True)
     down = TileConfig("dot", 8, 64, 128, num_warps=2, num_stages=4, weights_first=True)
     return ExpertsConfig(sort=sort, gate_up=gate_up, down=down)
+
+
+def _few_quads(block_rows: int) -> ExpertsConfig:
+    """Two groups of 128 a turn; a warp has 32 rows of the weight, which share what it reads of x."""
+    gate_up = TileConfig("dot", block_rows, 32, 256, num_warps=2, num_stages=3, weights_first=True)
+    return ExpertsConfig(sort=True, gate_up=gate_up, down=replace(gate_up, block_outputs=64))
 
 
 def _blocks(
@@ -216,3 +228,71 @@ def dot_tiles(block_rows: int, *, gated: bool) -> Iterator[TileConfig]:
                 yield TileConfig(
                     "dot", block_rows, block_outputs, 128, num_warps, num_stages, weights_first=weights_first
                 )
+
+
+def quad_tiles(block_rows: int, *, gated: bool) -> Iterator[TileConfig]:
+    """What to try of int4 in quads for blocks of `block_rows` below 64; gated: gate_up."""
+    for num_warps, num_stages, block_inputs in product((1, 2, 4), (2, 3, 4, 6), (128, 256, 512)):
+        for rows_of_warp in (16, 32, 64):
+            block_outputs = rows_of_warp * num_warps // (2 if gated else 1)
+            bytes_on_the_way = num_stages * block_inputs * (rows_of_warp * num_warps // 2 + 2 * block_rows)
+            if 16 <= block_outputs <= 128 and bytes_on_the_way <= 64 << 10:
+                yield TileConfig(
+                    "dot", block_rows, block_outputs, block_inputs, num_warps, num_stages, weights_first=True
+                )
+
+
+def takes_quads(config: ExpertsConfig, num_rows: int, gate_up: PackedWeight, down: PackedWeight) -> bool:
+    """Whether int4 weights are multiplied as in quads.py: few rows, whose columns are put in order for it."""
+    return (
+        config.sort
+        and num_rows <= MOST_PERMUTED_ROWS
+        and all(tile.weights_first and tile.block_rows < 64 for tile in (config.gate_up, config.down))
+        and all(weight.format == "int4" and weight.group_size >= MIN_QUAD_GROUP for weight in (gate_up, down))
+    )
+
+
+def block_inputs(tile: TileConfig, weight: PackedWeight, *, has_quads: bool = False) -> int:
+    """Columns of one step: of bf16 half as many, for as many bytes. A group is scaled as a whole.
+
+    Quads: several groups in a step.
+    """
+    if has_quads:
+        return max(tile.block_inputs, weight.group_size)
+    if weight.format == "bf16":
+        return min(tile.block_inputs, FP8_BLOCK) // 2
+    return min(tile.block_inputs, weight.group_size, FP8_BLOCK)
+
+
+def num_strips(tile: TileConfig, gated: bool, weight: PackedWeight, shared: PackedWeight | None) -> int:
+    """Programs for each block of rows."""
+    num_outputs = max(weight.shape[-2], 0 if shared is None else shared.shape[-2])
+    return ceil_div(num_outputs // 2 if gated else num_outputs, tile.block_outputs)
+
+
+def kernel_operand(weight: PackedWeight | None) -> tuple[torch.Tensor | None, ...]:
+    """A weight as kernels take it."""
+    return (None, None, None) if weight is None else (weight.data, weight.scales, weight.zeros)
+
+
+def kernel_sizes(
+    weight: PackedWeight, shared: PackedWeight | None, *, with_outputs: bool = True
+) -> dict[str, Any]:
+    """Sizes and formats, which kernels are compiled for."""
+    sizes: dict[str, Any] = {"WIDTH": weight.shape[-1], "FORMAT": weight.format, "GROUP": weight.group_size}
+    sizes["SHARED_WIDTH"] = 0 if shared is None else shared.shape[-1]
+    sizes["SHARED_FORMAT"] = "bf16" if shared is None else shared.format
+    sizes["SHARED_GROUP"] = 0 if shared is None else shared.group_size
+    if with_outputs:
+        sizes |= {"N": weight.shape[-2], "SHARED_N": 0 if shared is None else shared.shape[-2]}
+    return sizes
+
+
+def ceil_div(count: int, size: int) -> int:
+    """Blocks of `size` that hold `count`."""
+    return -(-count // size)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest that is not below `count`."""
+    return 1 << (count - 1).bit_length()

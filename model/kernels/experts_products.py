@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from model.kernels.early_start import let_next_start, wait_for_inputs
+from model.kernels.quads import quad_position, quad_strip
 from model.kernels.tiles import dot_strip, gemv_strip, swiglu
 
 
@@ -94,13 +95,22 @@ def dot_tile(
     x, in_rows, valid, weight, matrix, strip, out_ptr, out_rows, limit, STRIDE_IN: tl.constexpr,
     STRIDE_OUT: tl.constexpr, N: tl.constexpr, K: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, GATED: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-    WEIGHTS_FIRST: tl.constexpr,
+    WEIGHTS_FIRST: tl.constexpr, HAS_QUADS: tl.constexpr, OUT_GROUP: tl.constexpr,
 ):  # fmt: skip
-    """A block of rows times one strip, stored."""
-    result = dot_strip(
-        x, in_rows, valid, weight, matrix, strip, STRIDE_IN, N, K, FORMAT, GROUP, BLOCK, GATED,
-        BLOCK_T, BLOCK_K, WEIGHTS_FIRST,
-    )  # fmt: skip
+    """A block of rows times one strip, stored.
+
+    HAS_QUADS: columns of the input lie as quads.py wants them; OUT_GROUP > 0: those of the result shall.
+    """
+    if HAS_QUADS:
+        result = quad_strip(
+            x[0], in_rows, valid, weight, matrix, strip, STRIDE_IN, N, K, GROUP, BLOCK, GATED,
+            BLOCK_T, BLOCK_K // GROUP,
+        )  # fmt: skip
+    else:
+        result = dot_strip(
+            x, in_rows, valid, weight, matrix, strip, STRIDE_IN, N, K, FORMAT, GROUP, BLOCK, GATED,
+            BLOCK_T, BLOCK_K, WEIGHTS_FIRST,
+        )  # fmt: skip
     NUM_OUTPUTS: tl.constexpr = N // 2 if GATED else N
     if GATED:
         if WEIGHTS_FIRST:
@@ -111,8 +121,9 @@ def dot_tile(
     if WEIGHTS_FIRST:
         result = tl.trans(result)
     n = strip * BLOCK + tl.arange(0, BLOCK)
+    column = quad_position(n, OUT_GROUP) if OUT_GROUP > 0 else n
     tl.store(
-        out_ptr + out_rows.to(tl.int64)[:, None] * STRIDE_OUT + n[None, :],
+        out_ptr + out_rows.to(tl.int64)[:, None] * STRIDE_OUT + column[None, :],
         result.to(out_ptr.dtype.element_ty),
         mask=valid[:, None] & (n < NUM_OUTPUTS)[None, :],
     )
@@ -149,7 +160,7 @@ def product_dot(
     WIDTH: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, SHARED_N: tl.constexpr,
     SHARED_WIDTH: tl.constexpr, SHARED_FORMAT: tl.constexpr, SHARED_GROUP: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_BLOCK_K: tl.constexpr, WEIGHTS_FIRST: tl.constexpr,
-    IS_EARLY: tl.constexpr,
+    HAS_QUADS: tl.constexpr, OUT_GROUP: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Blocks of rows of one expert: grid (num_blocks [+ shared blocks], strips); as `product_gemv`."""
     wait_for_inputs(IS_EARLY)
@@ -163,7 +174,8 @@ def product_dot(
             in_rows = pairs // K if GATED else pairs
             dot_tile(
                 x, in_rows, valid, weight, expert, strip, out_ptr, pairs, limit, STRIDE_X, STRIDE_OUT,
-                N, WIDTH, FORMAT, GROUP, BLOCK, GATED, BLOCK_T, BLOCK_K, WEIGHTS_FIRST,
+                N, WIDTH, FORMAT, GROUP, BLOCK, GATED, BLOCK_T, BLOCK_K, WEIGHTS_FIRST, HAS_QUADS,
+                OUT_GROUP,
             )  # fmt: skip
     if (SHARED_N > 0) and (block >= num_blocks):
         tokens = (block - num_blocks) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -175,6 +187,6 @@ def product_dot(
                 (shared_x_ptr, None), in_rows, valid, shared_weight, block * 0, strip, out_ptr,
                 num_pairs + tokens, shared_limit, STRIDE_IN, STRIDE_OUT,
                 SHARED_N, SHARED_WIDTH, SHARED_FORMAT, SHARED_GROUP, BLOCK, GATED, BLOCK_T, SHARED_BLOCK_K,
-                WEIGHTS_FIRST,
+                WEIGHTS_FIRST, False, 0,
             )  # fmt: skip
     let_next_start(IS_EARLY)

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from model.kernels.early_start import let_next_start, wait_for_inputs
 from model.kernels.experts_products import local_expert, num_real_tokens
+from model.kernels.quads import permute_row
 from model.kernels.tiles import INTERPRETED, gemv_strip, row_groups
 
 
@@ -31,16 +32,26 @@ def local_experts(
 @triton.jit(do_not_specialize=["num_rows", "first_expert", "num_tokens"])
 def sort_pairs(
     ids_ptr, sorted_pairs_ptr, block_experts_ptr, block_starts_ptr, block_ends_ptr, num_blocks_ptr,
-    num_rows, first_expert, num_tokens, K: tl.constexpr, K_PADDED: tl.constexpr, E: tl.constexpr,
-    NUM_BINS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_ROWS: tl.constexpr, IS_EARLY: tl.constexpr,
+    x_ptr, permuted_ptr, num_rows, first_expert, num_tokens, K: tl.constexpr, K_PADDED: tl.constexpr,
+    E: tl.constexpr, NUM_BINS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    H: tl.constexpr, GROUP: tl.constexpr, BLOCK_QUADS: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Local pairs by expert, then by token, cut into blocks of one expert. Grid: (E,).
 
     Every program counts all experts, so that none waits for another. No ids are repeated within a token.
+    GROUP > 0: rows of x are permuted on the way, a piece by each program.
     """
     wait_for_inputs(IS_EARLY)
     own = tl.program_id(0)
     num_tokens = tl.minimum(num_rows, num_real_tokens(num_tokens))
+    if GROUP > 0:
+        PIECES: tl.constexpr = (H // 4 + BLOCK_QUADS - 1) // BLOCK_QUADS
+        piece = own
+        while piece < num_tokens * PIECES:
+            row = (piece // PIECES).to(tl.int64) * H
+            first_quad = piece % PIECES * BLOCK_QUADS
+            permute_row(x_ptr + row, permuted_ptr + row, first_quad, H, GROUP, BLOCK_QUADS)
+            piece += E
     bins = tl.arange(0, NUM_BINS)
     counts = tl.zeros([NUM_BINS], tl.int32)
     token = own * 0

@@ -22,6 +22,8 @@ from model.kernels.experts_config import (
     gemv_tiles,
     make_workspace,
     max_num_blocks,
+    quad_tiles,
+    takes_quads,
 )
 from model.kernels.packed import PackedFormat, PackedWeight, random_packed
 
@@ -43,12 +45,14 @@ GEMV = TileConfig("gemv", 1, 64, 128, num_warps=4)
 GEMV_DOWN = TileConfig("gemv", 1, 128, 128, num_warps=4)
 FEW = TileConfig("dot", 8, 64, 128, num_warps=2, num_stages=3, weights_first=True)
 MANY = TileConfig("dot", 16, 64, 128, num_warps=4, num_stages=3)
+QUADS = TileConfig("dot", 8, 64, 256, num_warps=2, num_stages=3, weights_first=True)
 CONFIGS = {
     "gemv": ExpertsConfig(sort=False, gate_up=GEMV, down=GEMV_DOWN),
     "gemv-fused": ExpertsConfig(sort=False, gate_up=GEMV, down=GEMV_DOWN, fuse_combine=True),
     "gemv-dot": ExpertsConfig(sort=False, gate_up=GEMV, down=replace(FEW, block_outputs=128)),
     "pairs": ExpertsConfig(sort=False, gate_up=FEW, down=replace(FEW, block_outputs=128)),
     "few": ExpertsConfig(sort=True, gate_up=FEW, down=replace(FEW, block_outputs=128)),
+    "quads": ExpertsConfig(sort=True, gate_up=QUADS, down=replace(QUADS, block_outputs=128)),
     "many": ExpertsConfig(sort=True, gate_up=MANY, down=replace(MANY, block_outputs=128)),
 }
 FP8_INPUTS = ExpertsConfig(
@@ -144,7 +148,7 @@ def legal(shape: ExpertsShape, kind: Kind) -> bool:
     return kind[0] in ("bf16", "fp8") or shape.hidden_size % kind[1] == shape.width % kind[1] == 0
 
 
-@pytest.mark.parametrize("name", ["gemv", "pairs", "few", "many"])
+@pytest.mark.parametrize("name", ["gemv", "pairs", "few", "quads", "many"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_way_to_multiply_is_the_same_product(kind: Kind, name: str, generator: torch.Generator) -> None:
     assert_close(*run(make_case(EVEN, 2, kind, generator), CONFIGS[name]))
@@ -154,6 +158,48 @@ def test_every_way_to_multiply_is_the_same_product(kind: Kind, name: str, genera
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if legal(ODD, kind)], ids=str)
 def test_sizes_that_no_block_divides(kind: Kind, name: str, generator: torch.Generator) -> None:
     assert_close(*run(make_case(ODD, 3, kind, generator), CONFIGS[name]))
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["no zeros", "zeros"])
+@pytest.mark.parametrize("group_size", [64, 128])
+def test_quads_of_columns_that_no_block_divides(
+    group_size: int, zeros: bool, generator: torch.Generator
+) -> None:
+    shape = ExpertsShape(3, 2, hidden_size=5 * group_size, width=3 * group_size)
+    case = make_case(shape, 3, ("int4", group_size, zeros), generator, shared=("int4", 32, True))
+    config = CONFIGS["quads"]
+    assert takes_quads(config, 3, case.gate_up, case.down)
+    assert_close(*run(case, config))
+
+
+@pytest.mark.parametrize(("block_rows", "num_rows"), [(8, 21), (16, 40), (32, 40)])
+def test_quads_of_several_blocks_of_one_expert(
+    block_rows: int, num_rows: int, generator: torch.Generator
+) -> None:
+    tile = replace(QUADS, block_rows=block_rows)
+    case = make_case(EVEN, num_rows, ("int4", 64, True), generator, num_experts=5)
+    case.ids[: num_rows // 2].copy_(torch.tensor([1, 3]))
+    assert_close(*run(case, ExpertsConfig(sort=True, gate_up=tile, down=tile)))
+
+
+def test_quads_keep_small_sums_beside_large_ones(generator: torch.Generator) -> None:
+    """Inputs with a mean: what is taken off for 128 + zero is some hundred times what is left."""
+    case = make_case(EVEN, 6, ("int4", 128, True), generator)
+    case.x.add_(3)
+    assert_close(*run(case, CONFIGS["quads"]))
+
+
+@pytest.mark.parametrize("group_size", [64, 128])
+def test_inputs_are_permuted_within_groups_and_padding_is_left(
+    group_size: int, generator: torch.Generator
+) -> None:
+    case = make_case(ExpertsShape(3, 2, 1280, 128), 5, ("int4", group_size, False), generator)
+    workspace = make_workspace(5, case.shape, DEVICE)
+    workspace.permuted_inputs.fill_(7)
+    sort_experts(case.ids, 0, 4, case.shape, 8, workspace, (case.x, group_size))
+    expected = case.x.unflatten(1, (-1, group_size // 4, 4)).mT.flatten(1)
+    assert torch.equal(workspace.permuted_inputs[:4], expected[:4])
+    assert bool((workspace.permuted_inputs[4] == 7).all())
 
 
 @pytest.mark.parametrize("name", ["gemv-fused", "pairs", "few"])
@@ -173,7 +219,14 @@ def test_routing_may_be_anything(routing: str, name: str, generator: torch.Gener
 
 @pytest.mark.parametrize(
     ("name", "on_device"),
-    [("gemv", True), ("gemv-fused", False), ("gemv-fused", True), ("few", True), ("many", False)],
+    [
+        ("gemv", True),
+        ("gemv-fused", False),
+        ("gemv-fused", True),
+        ("few", True),
+        ("quads", True),
+        ("many", False),
+    ],
 )
 def test_rows_from_num_tokens_on_are_padding(name: str, on_device: bool, generator: torch.Generator) -> None:
     case = make_case(EVEN, 4, ("int4", 128, False), generator, shared=("int8", 64, False))
@@ -271,6 +324,8 @@ def test_the_sweep_tries_only_what_can_run(gated: bool) -> None:
         for tile in dot_tiles(block_rows, gated=gated):
             config = ExpertsConfig(sort=True, gate_up=tile, down=tile)
             assert config.gate_up.block_rows == block_rows
+    for tile in quad_tiles(8, gated=gated):
+        assert (2 if gated else 1) * tile.block_outputs >= 16 * tile.num_warps
     assert all(tile.kind == "gemv" for tile in gemv_tiles(gated=gated, weight_format="fp8"))
 
 

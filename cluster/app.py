@@ -47,6 +47,15 @@ def _actor(resource: str) -> dict[str, Any]:
     return {"num_cpus": 0, "resources": {resource: 1}}
 
 
+def _rank_actor(config: ClusterConfig) -> dict[str, Any]:
+    """A rank, with its own GPU if it has one."""
+    if not config.gang.on_gpus:
+        return _actor("moe_shard")
+    # Ranks see every GPU and take theirs: peer memory is refused where each calls its only one number 0.
+    unmasked = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
+    return _actor("moe_shard") | {"num_gpus": 1, "runtime_env": unmasked}
+
+
 def _front_door(config: ClusterConfig) -> Any:
     options: dict[str, Any] = {
         **HEALTH,
@@ -93,7 +102,7 @@ def _shards(config: ClusterConfig) -> Any:
         gang_scheduling_config=GangSchedulingConfig(
             gang_size=config.gang.size, gang_placement_strategy=GangPlacementStrategy.PACK
         ),
-        ray_actor_options=_actor("moe_shard"),
+        ray_actor_options=_rank_actor(config),
         **HEALTH,
         **QUICK_END,
     )

@@ -26,7 +26,7 @@ class ModelSection:
 
     directory: str = ""  # "" is the default model that comes with the package
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"  # what a CPU computes fastest and exactly
-    attention: Literal["data", "tensor"] = "data"  # any number of ranks, any hosts
+    attention: Literal["data", "tensor"] = "data"  # any number of ranks, any hosts; tensor: one host
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class GangSection:
 
     count: int = 1
     size: int = 2  # the fewest with which tokens really travel between ranks
+    on_gpus: bool = False  # a GPU for each rank, booked at Ray; the default model needs none
     threads_per_rank: int = 1  # ranks share the cores of a small machine; set it to cores / ranks
     chunk_tokens: int = 512  # a long prompt then holds up running streams for one such chunk at a time
     kv_blocks: int | None = None  # of the full-attention group; None: what the model's budget of memory gives
@@ -136,8 +137,8 @@ def to_dict(config: ClusterConfig) -> dict[str, Any]:
 
 def _checked(config: ClusterConfig) -> ClusterConfig:
     gang = config.gang
-    if config.model.attention == "tensor":
-        raise InvalidRequest("model.attention", "'tensor' is not served yet; use 'data'")
+    if config.model.attention == "tensor" and config.model.dtype == "float64":
+        raise InvalidRequest("model.dtype", "'float64' is computed with model.attention 'data' only")
     for path, value, least in (
         ("gang.count", gang.count, 1),
         ("gang.size", gang.size, 1),

@@ -65,7 +65,7 @@ class Answers:
         """One step's result. The slowest rank's time is the gang's."""
         by_rank = self._done.pop(step)
         del self._expected[step]
-        # With tensor attention one space is run by every rank: rank 0 answers for all.
+        # With tensor attention one space is run by every rank: rank 0 answers for all (see model.gang).
         outputs = [
             by_rank[space].outputs if space in by_rank else steps.RankOutputs()
             for space in range(self._num_spaces)

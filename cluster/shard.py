@@ -37,6 +37,8 @@ from protos.fluyt.v1 import steps_pb2 as steps
 from protos.fluyt.v1 import steps_pb2_grpc
 
 if TYPE_CHECKING:
+    import torch
+
     from model.runner import Rank as Runner
 
 log = logging.getLogger("fluyt.shard")
@@ -195,16 +197,34 @@ def _open_store(host: str) -> tuple[Any, int]:
     return parallel.open_store(host)
 
 
+def own_gpu(num_visible: int) -> torch.device:
+    """The GPU that Ray booked for this rank: by its number where all are visible, else the only one.
+
+    Raises RuntimeError where Ray booked none.
+    """
+    import ray
+    import torch
+
+    booked = [int(number) for number in ray.get_gpu_ids()]
+    if not booked or not num_visible:
+        raise RuntimeError(f"this rank has no GPU: booked {booked}, visible {num_visible}")
+    return torch.device("cuda", booked[0] if booked[0] < num_visible else 0)
+
+
 def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loaded:
     """The rank's worker, in its group. Runs in a thread; imports torch and deepspeed here."""
     import torch
 
     from model import parallel
     from model.options import EngineOptions, scheduler_config
-    from model.runner import default_device, make_rank
+    from model.runner import make_rank
     from model.weights import open_checkpoint
 
     torch.set_num_threads(config.gang.threads_per_rank)
+    device = torch.device("cpu")
+    if config.gang.on_gpus:
+        device = own_gpu(torch.cuda.device_count())
+        torch.cuda.set_device(device)
     options = EngineOptions(
         num_shards=gang.world_size,
         attention=config.model.attention,
@@ -223,7 +243,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
             met.leader_host,
             met.store_port,
             timeout_s=config.gang.exchange_timeout_s,
-            device=default_device(),
+            device=device,
         )
     directory = checkpoint_dir(config.model.directory)
     checkpoint = open_checkpoint(directory)

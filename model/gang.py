@@ -181,7 +181,9 @@ class GangRunner:
                 raise self._failure from fall.cause
             self._pending.popleft()
         assert all(rank.step_id == step.step_id for rank in done), (step.step_id, done)
-        # With tensor attention one space is run by every rank: rank 0 answers for all.
+        # With tensor attention one space is run by every rank: rank 0 answers for all. They agree, for each
+        # exchange gives the same bits to every rank (model.device.exchange), and the host's part of a step
+        # (masks, sampling of whole logits) depends on those and on the plan alone.
         results = tuple(rank.result for rank in done[: len(step.ranks)])
         return StepResult(step.generation, step.step_id, results, max(rank.step_us for rank in done))
 

@@ -223,7 +223,13 @@ def open_server(
         runner = LocalRunner(make_rank(directory, options, num_threads, 0, None))
     else:
         threads = num_threads or max(1, torch.get_num_threads() // options.num_shards)
-        runner = spawn_gang(options.num_shards, rank_maker(directory, options, threads), num_threads=threads)
+        has_gpus = options.attention == "tensor" and torch.cuda.device_count() >= options.num_shards
+        runner = spawn_gang(
+            options.num_shards,
+            rank_maker(directory, options, threads),
+            num_threads=threads,
+            device_type="cuda" if has_gpus else "cpu",
+        )
     server = LocalServer(checkpoint, runner, sizes)
     try:
         yield server

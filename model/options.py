@@ -37,8 +37,8 @@ class EngineOptions:
     mtp: bool | None = None  # verify drafts; None: where the checkpoint has MTP layers
 
     def __post_init__(self) -> None:
-        if self.attention == "tensor":
-            raise InvalidRequest("attention", "'tensor' is not served yet; use 'data'")
+        if self.attention == "tensor" and self.dtype == "float64":
+            raise InvalidRequest("dtype", "'float64' is computed with attention 'data' only")
         for field in ("num_shards", "chunk_tokens", "kv_blocks", "max_running", "max_queued"):
             value = getattr(self, field)
             if value is not None and value < 1:
@@ -49,11 +49,20 @@ class EngineOptions:
         """The compute dtype."""
         return DTYPES[self.dtype]
 
+    @property
+    def num_parts(self) -> int:
+        """Ranks that share each attention head, MLP and the head's rows: all of a gang, or each its own."""
+        return self.num_shards if self.attention == "tensor" else 1
+
 
 def scheduler_config(
     text: TextConfig, options: EngineOptions, generation: int = 0, *, has_mtp: bool = False
 ) -> SchedulerConfig:
-    """Sizes of one gang, the same on every rank. Raises InvalidRequest for drafts without MTP layers."""
+    """Sizes of one gang, the same on every rank.
+
+    Raises InvalidRequest for drafts without MTP layers, and for ranks that cannot share what is split.
+    """
+    check_parts(text, options.num_parts)
     if options.mtp and not has_mtp:
         raise InvalidRequest("mtp", "the checkpoint has no MTP layers to draft with")
     num_drafts = len(text.mtp_layers) if has_mtp and options.mtp is not False else 0
@@ -62,9 +71,9 @@ def scheduler_config(
     num_windows = options.max_running
     if options.prefix_cache:
         window, num_windows = window + BLOCK_SIZE, num_windows + KEPT_WINDOWS
-    num_full = options.kv_blocks or _default_full_blocks(text, options.torch_dtype)
+    num_full = options.kv_blocks or _default_full_blocks(text, options)
     return SchedulerConfig(
-        num_spaces=options.num_shards,
+        num_spaces=options.num_shards // options.num_parts,  # tensor: every rank runs all sequences
         block_size=BLOCK_SIZE,
         num_full_blocks=num_full,
         num_sliding_blocks=size_sliding_group(
@@ -82,8 +91,39 @@ def scheduler_config(
     )
 
 
-def _default_full_blocks(text: TextConfig, dtype: torch.dtype) -> int:
+def check_parts(text: TextConfig, num_parts: int) -> None:
+    """Raises InvalidRequest where `num_parts` ranks cannot split each of heads, widths, rows and experts."""
+    for name, count in _split_counts(text):
+        if count % num_parts:
+            possible = [n for n in range(1, text.num_kv_heads + 1) if _can_split(text, n)]
+            raise InvalidRequest(
+                "num_shards",
+                f"{num_parts} ranks with attention 'tensor' cannot share {count} {name} evenly; "
+                f"possible here: {', '.join(map(str, possible))}",
+            )
+
+
+def _can_split(text: TextConfig, num_parts: int) -> bool:
+    return all(count % num_parts == 0 for _, count in _split_counts(text))
+
+
+def _split_counts(text: TextConfig) -> tuple[tuple[str, int], ...]:
+    """What `model.device.weights.Share` splits."""
+    layers = (*text.layers, *text.mtp_layers)
+    return (
+        ("key/value heads", text.num_kv_heads),
+        *(("query heads", num_heads) for num_heads in sorted({layer.num_heads for layer in layers})),
+        ("columns of a dense MLP", text.dense_width),
+        ("columns of the shared expert", text.shared_width),
+        ("experts", text.num_experts),
+        ("rows of the head", text.vocab_size),
+    )
+
+
+def _default_full_blocks(text: TextConfig, options: EngineOptions) -> int:
     num_full_layers = sum(layer.attention == "full" for layer in text.layers)
-    block_bytes = num_full_layers * 2 * text.num_kv_heads * text.head_dim * dtype.itemsize * BLOCK_SIZE
+    num_kv_heads = text.num_kv_heads // options.num_parts  # of one rank
+    token_bytes = num_full_layers * 2 * num_kv_heads * text.head_dim * options.torch_dtype.itemsize
+    block_bytes = token_bytes * BLOCK_SIZE
     wanted = SEQUENCES_AT_FULL_CONTEXT * -(-text.context_len // BLOCK_SIZE)
     return max(1, min(wanted, KV_BUDGET_BYTES // block_bytes))

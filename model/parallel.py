@@ -20,11 +20,14 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import TCPStore
 
-from model.device.exchange import NO_MULTICAST
+from model.device.exchange import NO_MULTICAST, Exchange, GlooExchange, PeerExchange
 from model.errors import Unavailable
+from model.kernels.sample_plain import Candidates
 
 # Ranks of a gang start at different times (imports, scheduling); once met they must answer quickly.
 MEETING_TIMEOUT_S = 60.0
+# One rank may read a large checkpoint much slower than another.
+LOADING_TIMEOUT_S = 900.0
 # A rank that is silent for this long inside an exchange is dead or hung.
 EXCHANGE_TIMEOUT_S = 15.0
 # Exit status of a rank that gave up its gang.
@@ -39,6 +42,19 @@ class Group:
     world_size: int
     device: torch.device
     _comm: Any  # the module deepspeed.comm
+    _store: TCPStore
+
+    def await_loaded(self) -> None:
+        """Wait for the weights of all ranks, once and before the first exchange, whose time-out is short.
+
+        Raises Unavailable.
+        """
+        try:
+            self._store.set(f"loaded/{self.rank}", "")
+            others = [f"loaded/{other}" for other in range(self.world_size)]
+            self._store.wait(others, timedelta(seconds=LOADING_TIMEOUT_S))
+        except RuntimeError as error:
+            raise Unavailable(f"rank {self.rank} waited for the others' weights: {error}") from error
 
     def all_gather(self, x_RH: Tensor, counts: Sequence[int]) -> Tensor:
         """Every rank's rows in rank order; rank r brings counts[r], which every rank knows.
@@ -53,11 +69,20 @@ class Group:
         assert len(send_counts) == len(recv_counts) == self.world_size, (send_counts, recv_counts)
         assert sum(send_counts) == x_RH.shape[0], (send_counts, x_RH.shape)
         received_RH = x_RH.new_empty((sum(recv_counts), *x_RH.shape[1:]))
-        try:
+        with _losses_named(self.rank):
             self._comm.all_to_all_single(received_RH, x_RH.contiguous(), list(recv_counts), list(send_counts))
-        except RuntimeError as error:
-            raise Unavailable(f"rank {self.rank} lost the others in an exchange: {error}") from error
         return received_RH
+
+    def exchange(self, hidden: int) -> Exchange:
+        """What ranks that split attention add their parts with; on GPUs every rank calls it together.
+
+        Parts are float32, as the residual stream is. See `model.device.exchange`.
+        """
+        world = torch.distributed.group.WORLD
+        assert world is not None, "the group is closed"
+        if self.device.type == "cuda":
+            return PeerExchange(world, hidden, self.device)
+        return _WatchedExchange(world, self.rank)
 
     def close(self) -> None:
         """Leave in order; every rank does."""
@@ -70,6 +95,33 @@ class Group:
         others wait until their time-out (seen with torch 2.13); the end of the process does.
         """
         end_process()
+
+
+class _WatchedExchange(GlooExchange):
+    """On CPUs; a lost or silent rank: Unavailable."""
+
+    def __init__(self, group: torch.distributed.ProcessGroup, rank: int) -> None:
+        super().__init__(group)
+        self._rank = rank
+
+    def add(self, part_TH: Tensor) -> Tensor:
+        """See `Exchange.add`."""
+        with _losses_named(self._rank):
+            return super().add(part_TH)
+
+    def gather(self, own: Candidates, out: Candidates) -> Candidates:
+        """See `Exchange.gather`."""
+        with _losses_named(self._rank):
+            return super().gather(own, out)
+
+
+@contextmanager
+def _losses_named(rank: int) -> Iterator[None]:
+    """What torch says of a broken group, as an error of ours: the rank that says so is only a witness."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise Unavailable(f"rank {rank} lost the others in an exchange: {error}") from error
 
 
 def end_process() -> NoReturn:
@@ -102,6 +154,8 @@ def join(
     device = device or torch.device("cpu")
     comm = _import_deepspeed_comm()
     try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # what kernels and peer memory of this thread take
         store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=MEETING_TIMEOUT_S))
         _await_everyone(store, rank, world_size)
         os.environ.update(NO_MULTICAST)  # before NCCL looks
@@ -126,7 +180,7 @@ def join(
             world_size=world_size,
             timeout=timedelta(seconds=timeout_s),
         )
-    return Group(rank, world_size, device, comm)
+    return Group(rank, world_size, device, comm, store)
 
 
 def _await_everyone(store: TCPStore, rank: int, world_size: int) -> None:

@@ -18,7 +18,7 @@ import torch
 
 from model import parallel
 from model.batching import build_batch
-from model.device.exchange import Alone
+from model.device.exchange import Alone, Exchange
 from model.device.load import load_device_weights
 from model.device.runner import DeviceRunner, Launched, device_runner
 from model.device.weights import Share
@@ -169,13 +169,16 @@ def make_rank(
 ) -> Rank:
     """Load what `rank` holds and wire it up; `group` is None for a gang of one.
 
-    A GPU alone computes by the device engine, in bfloat16; "float64", which its kernels do not know, and
-    ranks that own sequences of their own (attention=data) by the network of `model.net`.
+    A GPU alone and ranks that split attention (attention=tensor) compute by the device engine, bfloat16 on
+    GPUs and float32 on CPUs; "float64", which its kernels do not know, and ranks that own sequences of their
+    own (attention=data) by the network of `model.net`.
     """
     if num_threads is not None:
         torch.set_num_threads(num_threads)
     device = default_device() if group is None else group.device
     checkpoint = open_checkpoint(directory)
+    if group is not None and options.attention == "tensor":
+        return make_device_rank(checkpoint, options, device, group)
     if device.type == "cuda" and group is None and options.dtype != "float64":
         return make_device_rank(checkpoint, options, device)
     return make_network_rank(checkpoint, options, rank, device, group)
@@ -204,18 +207,30 @@ def make_network_rank(
     return RankRunner(decoder, cache, dispatcher, rank, drafter, grammars)
 
 
-def make_device_rank(checkpoint: Checkpoint, options: EngineOptions, device: torch.device) -> DeviceRunner:
-    """The device engine for a gang of one; on a CPU it computes in plain torch, for comparisons."""
+def make_device_rank(
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    device: torch.device,
+    group: parallel.Group | None = None,
+) -> DeviceRunner:
+    """The device engine, alone or as a rank of `group`; on a CPU it computes in plain torch."""
     text = checkpoint.config.text
     sizes = scheduler_config(text, options, has_mtp=checkpoint.has_mtp)
-    weights = load_device_weights(checkpoint, Share(0, 1), device=device, with_mtp=sizes.num_drafts > 0)
+    share = Share(0, 1) if group is None else Share(group.rank, group.world_size)
+    weights = load_device_weights(checkpoint, share, device=device, with_mtp=sizes.num_drafts > 0)
+    exchange: Exchange = Alone()
+    if group is not None:
+        group.await_loaded()  # the engine's first steps, which it takes when it is made, are exchanges
+        exchange = group.exchange(text.hidden_size)
     grammars = Grammars(checkpoint.directory, text.vocab_size)
-    return device_runner(weights, sizes, partial(TokenMasks.of, grammars=grammars), Alone())
+    return device_runner(weights, sizes, partial(TokenMasks.of, grammars=grammars), exchange)
 
 
 def default_device() -> torch.device:
-    """The GPU this process sees, if there is one."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The GPU this thread works on (the first, unless it chose another), if there is one."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def rank_maker(directory: Path, options: EngineOptions, num_threads: int) -> partial[Rank]:

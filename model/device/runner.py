@@ -119,6 +119,8 @@ class DeviceRunner:
     def launch(self, step: Step) -> Launched:
         """Start a step. Steps are launched in order; see `can_launch`."""
         assert self.can_launch, (step.step_id, [launched.step_id for launched in self._in_flight])
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # kernels take the thread's, which need not be the loader's
         share = step.ranks[0]
         previous = self._in_flight[-1].tokens if self._in_flight else None
         for copy in share.copies:

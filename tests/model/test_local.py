@@ -11,13 +11,14 @@ import pytest
 from model.errors import CheckpointError, InvalidRequest
 from model.local import Answer, LocalServer, open_server, prompt_builder
 from model.nano import default_checkpoint
-from model.options import EngineOptions
+from model.options import EngineOptions, scheduler_config
 from model.sampling import SamplingOptions
 from model.text.chat_json import question
 from model.text.images import ImageInput
 from model.text.output import OutputEvent, OutputStream
 from model.text.prompt import PromptBuilder
 from model.types import Delta, FinishReason, RequestKey
+from model.weights import open_checkpoint
 
 GREEDY = SamplingOptions(temperature=0.0, max_tokens=12, ignore_eos=True)
 
@@ -184,9 +185,17 @@ def test_bad_sampling_is_refused_before_anything_runs(server: LocalServer, build
         ask(server, builder, SamplingOptions(temperature=-1.0))
 
 
-def test_tensor_attention_is_refused_by_name() -> None:
-    with pytest.raises(InvalidRequest, match="attention"):
-        EngineOptions(attention="tensor")
+def test_float64_is_refused_where_attention_is_split() -> None:
+    with pytest.raises(InvalidRequest, match=r"dtype.*'float64'"):
+        EngineOptions(attention="tensor", dtype="float64")
+
+
+def test_ranks_that_cannot_share_heads_are_refused_with_the_numbers_that_can() -> None:
+    text = open_checkpoint(default_checkpoint()).config.text
+    with pytest.raises(
+        InvalidRequest, match=r"num_shards.*4 ranks.* 2 key/value heads .*possible here: 1, 2"
+    ):
+        scheduler_config(text, EngineOptions(attention="tensor", num_shards=4))
 
 
 def test_shards_that_do_not_divide_the_experts_are_refused_with_the_numbers_that_do(

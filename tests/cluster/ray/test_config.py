@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.app import _shards
 from cluster.config import ClusterConfig, load, parse, to_dict
 from model.errors import InvalidRequest
 
@@ -39,7 +40,7 @@ def test_a_config_survives_the_way_to_a_replica() -> None:
         ({"gang": {"kv_blocks": 0}}, "gang.kv_blocks", "0 is below 1"),
         ({"gang": [1]}, "gang", "is not a mapping"),
         ({"model": {"dtype": "int8"}}, "model.dtype", "is not one of float32, float64, bfloat16"),
-        ({"model": {"attention": "tensor"}}, "model.attention", "not served yet"),
+        ({"model": {"attention": "tensor", "dtype": "float64"}}, "model.dtype", "'data' only"),
         ({"frontdoor": {"port": 70000}}, "frontdoor.port", "70000 is not a port"),
         ({"frontdoor": {"health_port": 50051}}, "frontdoor.health_port", "is also frontdoor.port"),
         ({"identity": {"limits": {"max": 1}}}, "identity.limits.max", "unknown key"),
@@ -53,6 +54,13 @@ def test_a_wrong_config_is_refused_by_the_path_of_its_key(
         parse(data)
     assert caught.value.field == field
     assert words in caught.value.description
+
+
+def test_a_rank_on_a_gpu_books_it_and_sees_them_all() -> None:
+    options = _shards(parse({"gang": {"on_gpus": True}})).ray_actor_options
+    assert options["num_gpus"] == 1
+    assert options["runtime_env"]["env_vars"] == {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}
+    assert not _shards(parse({})).ray_actor_options.get("num_gpus")
 
 
 def test_a_file_that_is_not_yaml_is_refused_by_name(tmp_path: Path) -> None:

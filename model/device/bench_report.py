@@ -15,7 +15,7 @@ from model.device.weights import DeviceWeights, MoEWeights, num_bytes
 
 # First match wins: parts of kernels' names.
 KINDS_OF_KERNELS = (
-    ("exchange", ("one_shot", "nccl", "symm_mem")),
+    ("exchange", ("sum_add_norm", "gather_candidates", "nccl")),
     ("attention", ("decode_kernel", "prefill_kernel")),
     ("experts", ("product_", "down_and_combine", "combine_rows", "sort_pairs", "quantize_rows")),
     ("router", ("route_kernel", "choose_kernel", "logits_kernel")),

@@ -22,7 +22,7 @@ from model.device.layout import KINDS, Kind
 from model.device.ops import Ops
 from model.device.state import Scratch, StepRows
 from model.device.weights import AttentionWeights, DenseWeights, DeviceWeights, LayerWeights, MoEWeights
-from model.kernels.linear_config import InputNorm, SwiGLU
+from model.kernels.linear_config import MOST_SMALL_TOKENS, InputNorm, SwiGLU
 from model.kernels.norms_plain import RoutedRows
 from model.kernels.packed import PackedWeight
 from model.kernels.paged import PagedKV, PagedSequences
@@ -48,7 +48,10 @@ class TokenRows:
 
 @dataclass(frozen=True, eq=False)
 class Addends:
-    """What is still to be added to the residual stream: parts, and rows of experts before them."""
+    """What is still to be added to the residual stream: parts, and rows of experts before them.
+
+    On several ranks `deltas_PTH` is this one's part of a sum, [1, T, H].
+    """
 
     deltas_PTH: torch.Tensor
     routed: RoutedRows | None = None
@@ -95,6 +98,8 @@ class DeviceDecoder:
             else:
                 addends = self.dense(layer.mlp, num_rows, scratch)
             self.add_norm(addends, next_norm_H, scratch)
+        if weights.mtp:
+            self.exchange.complete(scratch.hidden_TH[:num_rows])  # MTP layers join all rows
 
     def token_tables(self, tokens: TokenRows, scratch: Scratch) -> None:
         """Angles and cache slots of this step, for each block group that has layers."""
@@ -110,10 +115,14 @@ class DeviceDecoder:
     def add_norm(self, addends: Addends, scale_H: torch.Tensor, scratch: Scratch) -> None:
         """Add to the residual stream and norm it."""
         num_rows = addends.deltas_PTH.shape[1]
-        hidden_TH = scratch.hidden_TH[:num_rows]
+        hidden_TH, normed_TH = scratch.hidden_TH[:num_rows], scratch.normed_TH[:num_rows]
+        norm = self._norm(scale_H)
+        if self.exchange.num_ranks > 1:
+            self.exchange.add_norm(addends.deltas_PTH[0], self.ops, hidden_TH, norm, normed_TH)
+            return
         self.ops.add_norm(
-            hidden_TH, hidden_TH, deltas_PTH=addends.deltas_PTH, routed=addends.routed,
-            norm=self._norm(scale_H), normed_TH=scratch.normed_TH[:num_rows],
+            hidden_TH, hidden_TH, deltas_PTH=addends.deltas_PTH, routed=addends.routed, norm=norm,
+            normed_TH=normed_TH,
         )  # fmt: skip
 
     def attention(self, layer: LayerWeights, pool: PagedKV, tokens: TokenRows, scratch: Scratch) -> Addends:
@@ -140,10 +149,11 @@ class DeviceDecoder:
         """A product whose columns are split over ranks."""
         if self.exchange.num_ranks == 1:
             return Addends(self.ops.partial_sums(x_TK, weight, scratch.flat.get("partials")))
-        part_TH = self.ops.linear(
-            x_TK, weight, self.exchange.part(x_TK.shape[0]), workspace=scratch.linear
-        )  # fmt: skip
-        return Addends(self.exchange.add(part_TH).unsqueeze(0))
+        num_rows = x_TK.shape[0]
+        is_small = num_rows <= MOST_SMALL_TOKENS  # float32; of many rows in x's dtype, half to be sent
+        part_TH = scratch.view("partials", num_rows, weight.shape[0]) if is_small else None
+        part_TH = self.ops.linear(x_TK, weight, part_TH, workspace=scratch.linear)
+        return Addends(part_TH.unsqueeze(0))
 
     def logits(self, normed_TH: torch.Tensor, head: PackedWeight, scratch: Scratch) -> torch.Tensor:
         """[T, V] of this rank's part of the vocabulary, float32."""
@@ -206,9 +216,7 @@ class DeviceDecoder:
             x_TH, moe.router_EH, moe.bias_E, chosen, positions_T=tokens.positions_T, uniform=uniform,
             workspace=scratch.router,
         )  # fmt: skip
-        out_TH = self.exchange.part(num_rows)
-        if out_TH is None:
-            out_TH = scratch.view("partials", num_rows, text.hidden_size)
+        out_TH = scratch.view("partials", num_rows, text.hidden_size)
         if out_TH is None:
             out_TH = torch.empty_like(x_TH)
         result = self.ops.experts(
@@ -216,7 +224,7 @@ class DeviceDecoder:
             workspace=scratch.experts, out_TH=out_TH, must_add=num_ranks > 1,
         )  # fmt: skip
         if isinstance(result, torch.Tensor):
-            return Addends(self.exchange.add(result).unsqueeze(0))
+            return Addends(result.unsqueeze(0))
         num_routed = result.rows_RH.shape[0]
         shared_TH = scratch.experts.rows[num_routed : num_routed + num_rows]
         return Addends(shared_TH.unsqueeze(0), result)

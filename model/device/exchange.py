@@ -1,10 +1,11 @@
 """What ranks tell each other in a step: sums of rows, and the best token of each part of the vocabulary.
 
-Shapes: T tokens, H hidden, R ranks.
+Shapes: T tokens, H hidden, R ranks, C candidates.
 
 Every rank gets the same bits: parts are added in the order of ranks, or by NCCL, which gives all the same.
-Buffers for rows are preallocated; a sum of up to `MOST_PEER_ROWS` rows goes over peer memory (one-shot: each
-rank reads all parts; 6.3 us for a row, NCCL 16.8), never over NVLink multicast, which these machines lack.
+Sums of up to `MOST_PEER_ROWS` rows go over peer memory, together with the residual and the norm that follow
+(`model.kernels.peer`), never over NVLink multicast, which these machines lack. Of more rows each rank adds
+and norms a share, and what all need of it, the norm in bfloat16, is gathered.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from model.device.ops import Ops
+from model.kernels.linear_config import InputNorm
 from model.kernels.sample_plain import Candidates
 
 MOST_PEER_ROWS = 64
+_MOST_CANDIDATES = 256  # sampled rows of a step
 # Where hosts share GPUs, a program that uses multicast can put them out of service.
 NO_MULTICAST = {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NCCL_NVLS_ENABLE": "0"}
 
@@ -29,11 +33,24 @@ class Exchange(Protocol):
     def num_ranks(self) -> int:
         """R."""
 
-    def part(self, num_rows: int) -> torch.Tensor | None:
-        """Where this rank's part [T, H] is to be written for `add`; None: anywhere."""
-
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
-        """The sum of all ranks' parts; may be overwritten by the next one."""
+        """The sum of all ranks' parts; the part may be gone."""
+
+    def add_norm(
+        self,
+        part_TH: torch.Tensor,
+        ops: Ops,
+        hidden_TH: torch.Tensor,
+        norm: InputNorm,
+        normed_TH: torch.Tensor,
+    ) -> None:
+        """Add the sum of all ranks' parts to the residual stream, and norm it; the part may be gone.
+
+        `normed_TH` has all rows, `hidden_TH` maybe this rank's share only: see `complete`.
+        """
+
+    def complete(self, hidden_TH: torch.Tensor) -> None:
+        """All rows of the residual stream, for who reads it itself."""
 
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         """Candidates [R, T] of all ranks: in `out`, or `own` where there is one rank."""
@@ -44,13 +61,23 @@ class Alone:
 
     num_ranks = 1
 
-    def part(self, num_rows: int) -> torch.Tensor | None:  # noqa: ARG002
-        """Anywhere."""
-        return None
-
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """The part is the sum."""
         return part_TH
+
+    def add_norm(
+        self,
+        part_TH: torch.Tensor,
+        ops: Ops,
+        hidden_TH: torch.Tensor,
+        norm: InputNorm,
+        normed_TH: torch.Tensor,
+    ) -> None:
+        """See `Exchange.add_norm`."""
+        _add_norm(part_TH, ops, hidden_TH, norm, normed_TH)
+
+    def complete(self, hidden_TH: torch.Tensor) -> None:
+        """It is."""
 
     def gather(self, own: Candidates, out: Candidates) -> Candidates:  # noqa: ARG002
         """They are all there are."""
@@ -63,10 +90,6 @@ class GlooExchange:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group, self.num_ranks = group, group.size()
 
-    def part(self, num_rows: int) -> torch.Tensor | None:  # noqa: ARG002
-        """Anywhere."""
-        return None
-
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """See `Exchange.add`."""
         parts = [torch.empty_like(part_TH) for _ in range(self.num_ranks)]
@@ -76,6 +99,20 @@ class GlooExchange:
             total_TH = total_TH + part.float()
         return total_TH.to(part_TH.dtype)
 
+    def add_norm(
+        self,
+        part_TH: torch.Tensor,
+        ops: Ops,
+        hidden_TH: torch.Tensor,
+        norm: InputNorm,
+        normed_TH: torch.Tensor,
+    ) -> None:
+        """See `Exchange.add_norm`."""
+        _add_norm(self.add(part_TH), ops, hidden_TH, norm, normed_TH)
+
+    def complete(self, hidden_TH: torch.Tensor) -> None:
+        """It is."""
+
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         """See `Exchange.gather`."""
         for mine, theirs in ((own.token_ids, out.token_ids), (own.scores, out.scores)):
@@ -84,38 +121,89 @@ class GlooExchange:
 
 
 class PeerExchange:
-    """GPUs of one host: small sums over peer memory, large ones and candidates over NCCL; all capturable."""
+    """GPUs of one host: small messages over peer memory, large ones over NCCL; all capturable."""
 
-    def __init__(
-        self, group: dist.ProcessGroup, hidden: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    def __init__(self, group: dist.ProcessGroup, hidden: int, device: torch.device) -> None:
+        from model.kernels.peer import WORDS_OF_CANDIDATE
+
         os.environ.update(NO_MULTICAST)  # read when memory is mapped
-        import torch.distributed._symmetric_memory as symmetric
-
-        self._group, self.num_ranks, self._hidden = group, group.size(), hidden
-        self._parts: torch.Tensor = symmetric.empty(MOST_PEER_ROWS * hidden, dtype=dtype, device=device)
-        self._handle: Any = symmetric.rendezvous(self._parts, group)  # mapped as long as it lives
-        self._sums = torch.empty(MOST_PEER_ROWS, hidden, dtype=dtype, device=device)
-
-    def part(self, num_rows: int) -> torch.Tensor | None:
-        """Peer memory for few rows."""
-        if num_rows > MOST_PEER_ROWS:
-            return None
-        return self._parts[: num_rows * self._hidden].view(num_rows, self._hidden)
+        self._group, self.num_ranks, self._rank = group, group.size(), group.rank()
+        self._rows = _Mapped(group, MOST_PEER_ROWS, hidden, device)
+        self._candidates = _Mapped(group, WORDS_OF_CANDIDATE, _MOST_CANDIDATES, device)
+        torch.cuda.synchronize(device)
+        dist.barrier(group)  # nobody writes to an inbox that is yet to be emptied
 
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """See `Exchange.add`."""
-        if part_TH.data_ptr() != self._parts.data_ptr():
-            dist.all_reduce(part_TH, group=self._group)
-            return part_TH
-        # It waits for the parts of all ranks, and at its end until all have read this one.
-        result: torch.Tensor = torch.ops.symm_mem.one_shot_all_reduce_out(
-            part_TH, "sum", self._group.group_name, self._sums[: part_TH.shape[0]]
-        )
-        return result
+        dist.all_reduce(part_TH, group=self._group)
+        return part_TH
+
+    def add_norm(
+        self,
+        part_TH: torch.Tensor,
+        ops: Ops,
+        hidden_TH: torch.Tensor,
+        norm: InputNorm,
+        normed_TH: torch.Tensor,
+    ) -> None:
+        """See `Exchange.add_norm`."""
+        from model.kernels.peer import sum_add_norm
+
+        if part_TH.shape[0] <= MOST_PEER_ROWS:
+            sum_add_norm(part_TH.float(), self._rows.inboxes, hidden_TH, norm, normed_TH)
+            return
+        own = self._own_rows(part_TH.shape[0])
+        if own is None:
+            _add_norm(self.add(part_TH), ops, hidden_TH, norm, normed_TH)
+            return
+        sum_TH = torch.empty_like(part_TH[own])
+        dist.reduce_scatter_tensor(sum_TH, part_TH, group=self._group)
+        _add_norm(sum_TH, ops, hidden_TH[own], norm, normed_TH[own])
+        dist.all_gather_into_tensor(normed_TH, normed_TH[own], group=self._group)
+
+    def complete(self, hidden_TH: torch.Tensor) -> None:
+        """See `Exchange.complete`."""
+        own = self._own_rows(hidden_TH.shape[0])
+        if own is not None:
+            dist.all_gather_into_tensor(hidden_TH, hidden_TH[own], group=self._group)
 
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         """See `Exchange.gather`."""
+        from model.kernels.peer import gather_candidates
+
+        if own.token_ids.shape[0] <= _MOST_CANDIDATES:
+            gather_candidates(own, self._candidates.inboxes, out)
+            return out
         for mine, theirs in ((own.token_ids, out.token_ids), (own.scores, out.scores)):
             dist.all_gather_into_tensor(theirs.view(-1), mine, group=self._group)
         return out
+
+    def _own_rows(self, num_rows: int) -> slice | None:
+        """This rank's share of many rows; None: every rank has all."""
+        if num_rows <= MOST_PEER_ROWS or num_rows % self.num_ranks:
+            return None
+        num_own = num_rows // self.num_ranks
+        return slice(self._rank * num_own, (self._rank + 1) * num_own)
+
+
+class _Mapped:
+    """Inboxes of all ranks, mapped as long as it lives."""
+
+    def __init__(self, group: dist.ProcessGroup, num_rows: int, width: int, device: torch.device) -> None:
+        import torch.distributed._symmetric_memory as symmetric
+
+        from model.kernels.peer import Inboxes
+
+        num_words = Inboxes.num_words(group.size(), num_rows, width)
+        own: torch.Tensor = symmetric.empty(num_words, dtype=torch.int64, device=device)
+        self._handle: Any = symmetric.rendezvous(own, group)
+        own.zero_()
+        addresses_R = torch.tensor(list(self._handle.buffer_ptrs), dtype=torch.int64, device=device)
+        turns_T = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.inboxes = Inboxes(group.rank(), addresses_R, own, turns_T, num_rows, width)
+
+
+def _add_norm(
+    sum_TH: torch.Tensor, ops: Ops, hidden_TH: torch.Tensor, norm: InputNorm, normed_TH: torch.Tensor
+) -> None:
+    ops.add_norm(hidden_TH, hidden_TH, deltas_PTH=sum_TH.unsqueeze(0), norm=norm, normed_TH=normed_TH)

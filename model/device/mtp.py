@@ -117,6 +117,7 @@ def run_layer(
     addends = decoder.attention(mtp.block, pool, tokens, scratch)
     decoder.add_norm(addends, mtp.block.mlp_norm_H, scratch)
     decoder.add_norm(decoder.dense(mtp.block.mlp, num_rows, scratch), mtp.norm_H, scratch)
+    decoder.exchange.complete(scratch.hidden_TH)
 
 
 def draft_token(

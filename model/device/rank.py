@@ -134,7 +134,7 @@ def open_rank(rank: int, num_ranks: int, port: int, hidden: int) -> RankContext:
     assert group is not None, "just made"
     if device.type == "cpu":
         return RankContext(rank, device, ops, GlooExchange(group), votes)
-    exchange = PeerExchange(group, hidden, torch.float32, device)
+    exchange = PeerExchange(group, hidden, device)
     return RankContext(rank, device, ops, exchange, votes)
 
 

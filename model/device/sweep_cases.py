@@ -188,6 +188,8 @@ def expert_configs(
     for gated, tile in ((True, default.gate_up), (False, default.down)):
         if tile.kind == "gemv":
             tiles = list(experts_config.gemv_tiles(gated=gated, weight_format=weight_format))
+        elif default.sort and weight_format == "int4":
+            tiles = list(experts_config.quad_tiles(tile.block_rows, gated=gated))
         else:
             tiles = list(experts_config.dot_tiles(tile.block_rows, gated=gated))
         others += [
@@ -231,8 +233,8 @@ def _attention_trials(rows: StepRows, kv: PagedKV, num_heads: int, window: int |
     )
     sequences = rows.sequences["full" if window is None else "sliding"]
     trials = []
-    for tile, warps, stages, share in product((32, 64, 128), (4, 8), (3, 5), (1, 2)):
-        tuning = DecodeTuning(tile, warps, stages, share)
+    for values in product((32, 64, 128), (4, 8), (3, 5), (32, 64), (132, 264)):
+        tuning = DecodeTuning(*values)
         call = partial(
             paged_decode, q_TND, kv, sequences, gate_TN, torch.empty_like(q_TND), workspace, window, tuning
         )  # fmt: skip

@@ -32,10 +32,6 @@ from model.kernels.paged import DecodeWorkspace, PagedKV, PagedSequences
 from model.kernels.paged_tiles import LOG2_E, NOTHING, attend_tile, first_position, store_gated
 
 MIN_DOT_ROWS = 16
-# Rows x partial results in registers at a time while they are added up.
-MERGED_ROWS = 32
-
-
 _FEW_SEQUENCES = 4
 
 
@@ -48,12 +44,17 @@ class DecodeTuning:
     # Keys are found through the block table, and Triton gives each of the two loads half the stages: 5 keep
     # two tiles of keys and values on their way, 3 and 4 only one.
     num_stages: int = 5
+    # Rows x partial results in registers at a time while they are added up: each time is a wait for memory.
+    merged_rows: int = 32
+    most_programs: int = 264
     min_share: int = 1  # tiles: fewer for a program would cost more in adding up than they save
 
 
 def choose_tuning(num_seqs: int) -> DecodeTuning:
     """Few sequences: what one program waits for is the time, so it takes more at once."""
-    return DecodeTuning(tile=128, num_warps=8, num_stages=3) if num_seqs <= _FEW_SEQUENCES else DecodeTuning()
+    if num_seqs > _FEW_SEQUENCES:
+        return DecodeTuning()
+    return DecodeTuning(tile=128, num_warps=8, num_stages=3, most_programs=132)
 
 
 def paged_decode(
@@ -89,7 +90,7 @@ def paged_decode(
     merged_rows = triton.next_power_of_2(num_rows)
     tuning = tuning or choose_tuning(num_seqs)
     begins_B = sequences.begins_B
-    _decode_kernel[(num_programs,)](
+    _decode_kernel[(min(num_programs, tuning.most_programs),)](
         q_TND, kv.pool_XK2SD, sequences.blocks_BM, sequences.context_lens_B,
         sequences.context_lens_B if begins_B is None else begins_B, gate_TN, out_TND,
         workspace.partial_sums_W2RD, workspace.partial_stats_W22R, workspace.counters,
@@ -97,7 +98,7 @@ def paged_decode(
         B=num_seqs, B_POW2=triton.next_power_of_2(num_seqs), Q=num_queries, G=group_size, K=kv.num_kv_heads,
         D=head_dim, BLOCK=kv.block_size, COLUMNS=num_columns, WINDOW=window or 0,
         HAS_BEGINS=begins_B is not None, MAX_ROWS=max_rows, DOT_ROWS=max(MIN_DOT_ROWS, merged_rows),
-        MERGED_ROWS=merged_rows, MERGED_PARTS=max(1, MERGED_ROWS // merged_rows), TILE=tuning.tile,
+        MERGED_ROWS=merged_rows, MERGED_PARTS=max(1, tuning.merged_rows // merged_rows), TILE=tuning.tile,
         MIN_SHARE=tuning.min_share, IS_FP8=kv.is_fp8,
         num_warps=tuning.num_warps, num_stages=tuning.num_stages, **early_launch(),
     )  # fmt: skip

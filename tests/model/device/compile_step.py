@@ -16,10 +16,13 @@ from model.device import ops_triton
 from model.device.decoder import DeviceDecoder
 from model.device.exchange import Alone
 from model.device.layout import KVLayout, allocate_pools
+from model.device.ops import Ops
 from model.device.random_weights import random_weights
 from model.device.shapes import full_text_config
 from model.device.state import StepRows, allocate_scratch
 from model.device.weights import DeviceWeights, Formats, Share
+from model.kernels.linear_config import InputNorm
+from model.kernels.peer import Inboxes, sum_add_norm
 from model.kernels.sample_plain import Candidates
 from tests.model.device.small_models import CPU
 from tests.model.kernels.offline import compile_calls
@@ -34,8 +37,19 @@ class PretendedExchange(Alone):
 
     num_ranks = 2
 
-    def part(self, num_rows: int) -> torch.Tensor | None:
-        return torch.zeros(num_rows, 4096)
+    def add_norm(
+        self,
+        part_TH: torch.Tensor,
+        ops: Ops,
+        hidden_TH: torch.Tensor,
+        norm: InputNorm,
+        normed_TH: torch.Tensor,
+    ) -> None:
+        num_rows, width = part_TH.shape
+        own = torch.zeros(Inboxes.num_words(2, num_rows, width), dtype=torch.int64)
+        turns_T = torch.zeros(num_rows, dtype=torch.int64)
+        inboxes = Inboxes(0, torch.zeros(2, dtype=torch.int64), own, turns_T, num_rows, width)
+        sum_add_norm(part_TH, inboxes, hidden_TH, norm, normed_TH)
 
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         return out

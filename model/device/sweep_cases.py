@@ -232,13 +232,14 @@ def _attention_trials(rows: StepRows, kv: PagedKV, num_heads: int, window: int |
         ATTENTION_PROGRAMS, num_seqs * kv.num_kv_heads, num_heads // kv.num_kv_heads, kv.head_dim, device
     )
     sequences = rows.sequences["full" if window is None else "sliding"]
+    default = choose_tuning(num_seqs, num_heads // kv.num_kv_heads, window, kv.pool_XK2SD.dtype)
     trials = []
-    for values in product((32, 64, 128), (4, 8), (3, 5), (32, 64), (132, 264)):
+    for values in product((64, 128), (4, 8), (3, 5), (32, 128), (132, None)):
         tuning = DecodeTuning(*values)
         call = partial(
             paged_decode, q_TND, kv, sequences, gate_TN, torch.empty_like(q_TND), workspace, window, tuning
         )  # fmt: skip
-        trials.append(Trial(tuning, tuning == choose_tuning(num_seqs), [call] * _MOST_COPIES))
+        trials.append(Trial(tuning, tuning == default, [call] * _MOST_COPIES))
     return trials
 
 

@@ -33,6 +33,7 @@ from model.kernels.paged_tiles import LOG2_E, NOTHING, attend_tile, first_positi
 
 MIN_DOT_ROWS = 16
 _FEW_SEQUENCES = 4
+_FEW_PROGRAMS = 132  # one for each multiprocessor
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,22 @@ class DecodeTuning:
     num_stages: int = 5
     # Rows x partial results in registers at a time while they are added up: each time is a wait for memory.
     merged_rows: int = 32
-    most_programs: int = 264
+    most_programs: int | None = None  # fewer than the workspace has: fewer parts of a long sequence
     min_share: int = 1  # tiles: fewer for a program would cost more in adding up than they save
 
 
-def choose_tuning(num_seqs: int) -> DecodeTuning:
-    """Few sequences: what one program waits for is the time, so it takes more at once."""
+def choose_tuning(num_seqs: int, num_rows: int, window: int | None, cache_dtype: torch.dtype) -> DecodeTuning:
+    """Few sequences: what one program waits for is the time, so it takes more at once.
+
+    Of a long one the parts, one of each program, take longest to add up: many of them at a time. `num_rows`,
+    query rows of a key head: with those of drafts there are no registers left for it, and with a cache of
+    float32 no shared memory.
+    """
     if num_seqs > _FEW_SEQUENCES:
         return DecodeTuning()
-    return DecodeTuning(tile=128, num_warps=8, num_stages=3, most_programs=132)
+    if window is not None or num_rows > MIN_DOT_ROWS or cache_dtype == torch.float32:
+        return DecodeTuning(tile=128, num_warps=8, num_stages=3)
+    return DecodeTuning(tile=128, num_warps=4, num_stages=5, merged_rows=128, most_programs=_FEW_PROGRAMS)
 
 
 def paged_decode(
@@ -88,9 +96,9 @@ def paged_decode(
     num_programs, _, max_rows, _ = workspace.partial_sums_W2RD.shape
     assert num_rows <= max_rows and num_seqs * kv.num_kv_heads <= workspace.counters.numel(), num_rows
     merged_rows = triton.next_power_of_2(num_rows)
-    tuning = tuning or choose_tuning(num_seqs)
+    tuning = tuning or choose_tuning(num_seqs, num_rows, window, kv.pool_XK2SD.dtype)
     begins_B = sequences.begins_B
-    _decode_kernel[(min(num_programs, tuning.most_programs),)](
+    _decode_kernel[(min(num_programs, tuning.most_programs or num_programs),)](
         q_TND, kv.pool_XK2SD, sequences.blocks_BM, sequences.context_lens_B,
         sequences.context_lens_B if begins_B is None else begins_B, gate_TN, out_TND,
         workspace.partial_sums_W2RD, workspace.partial_stats_W22R, workspace.counters,

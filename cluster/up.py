@@ -19,6 +19,7 @@ from cluster.signals import interrupt_later
 from cluster.state import EMPTY_DIR, State, read_state, remove_state, starting, state_dir, write_state
 from model.config import read_config
 from model.errors import FluytError, InvalidRequest, Unavailable
+from model.options import check_parts
 from model.placement import ExpertMap
 
 Report = Callable[[str], None]
@@ -122,6 +123,8 @@ def check_model(config: ClusterConfig) -> None:
     """Raises CheckpointError or InvalidRequest for what no gang could serve."""
     model = read_config(checkpoint_dir(config.model.directory))
     ExpertMap(model.text.num_experts, config.gang.size)
+    if config.model.attention == "tensor":
+        check_parts(model.text, config.gang.size)
 
 
 def check_resources(config: ClusterConfig, have: dict[str, float]) -> None:

@@ -56,48 +56,12 @@ class Exchange(Protocol):
         """Candidates [R, T] of all ranks: in `out`, or `own` where there is one rank."""
 
 
-class Alone:
-    """One rank: nothing to exchange."""
-
-    num_ranks = 1
-
-    def add(self, part_TH: torch.Tensor) -> torch.Tensor:
-        """The part is the sum."""
-        return part_TH
-
-    def add_norm(
-        self,
-        part_TH: torch.Tensor,
-        ops: Ops,
-        hidden_TH: torch.Tensor,
-        norm: InputNorm,
-        normed_TH: torch.Tensor,
-    ) -> None:
-        """See `Exchange.add_norm`."""
-        _add_norm(part_TH, ops, hidden_TH, norm, normed_TH)
-
-    def complete(self, hidden_TH: torch.Tensor) -> None:
-        """It is."""
-
-    def gather(self, own: Candidates, out: Candidates) -> Candidates:  # noqa: ARG002
-        """They are all there are."""
-        return own
-
-
-class GlooExchange:
-    """Over any torch.distributed group, all parts gathered and added in float32 in the order of ranks."""
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group, self.num_ranks = group, group.size()
+class _WholeSums:
+    """Every rank adds all rows, then norms them."""
 
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """See `Exchange.add`."""
-        parts = [torch.empty_like(part_TH) for _ in range(self.num_ranks)]
-        dist.all_gather(parts, part_TH.contiguous(), group=self._group)
-        total_TH = parts[0].float()
-        for part in parts[1:]:
-            total_TH = total_TH + part.float()
-        return total_TH.to(part_TH.dtype)
+        raise NotImplementedError
 
     def add_norm(
         self,
@@ -112,6 +76,36 @@ class GlooExchange:
 
     def complete(self, hidden_TH: torch.Tensor) -> None:
         """It is."""
+
+
+class Alone(_WholeSums):
+    """One rank: nothing to exchange."""
+
+    num_ranks = 1
+
+    def add(self, part_TH: torch.Tensor) -> torch.Tensor:
+        """The part is the sum."""
+        return part_TH
+
+    def gather(self, own: Candidates, out: Candidates) -> Candidates:  # noqa: ARG002
+        """They are all there are."""
+        return own
+
+
+class GlooExchange(_WholeSums):
+    """Over any torch.distributed group, all parts gathered and added in float32 in the order of ranks."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group, self.num_ranks = group, group.size()
+
+    def add(self, part_TH: torch.Tensor) -> torch.Tensor:
+        """See `Exchange.add`."""
+        parts = [torch.empty_like(part_TH) for _ in range(self.num_ranks)]
+        dist.all_gather(parts, part_TH.contiguous(), group=self._group)
+        total_TH = parts[0].float()
+        for part in parts[1:]:
+            total_TH = total_TH + part.float()
+        return total_TH.to(part_TH.dtype)
 
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         """See `Exchange.gather`."""

@@ -1,26 +1,34 @@
 """`python -m tests.gpu.parity`: the default model on the device engine, and in float32 on the CPU.
 
 Texts are scored by both (prefill, all positions) and continued greedily by both (decode). On a GPU the device
-engine computes in bfloat16, on a CPU in plain torch. Ends with status 1 below 99 % of equal best tokens.
+engine computes in bfloat16, on a CPU in plain torch. `--ranks 2`: as a gang of processes that split
+attention, on as many GPUs or, with `--device cpu`, over gloo. Ends with status 1 below 99 % of equal best
+tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
+from model.engine import Runner
+from model.errors import InvalidRequest
+from model.gang import spawn_gang
 from model.local import Answer, LocalServer, prompt_builder
 from model.nano import default_checkpoint
 from model.options import EngineOptions, scheduler_config
-from model.runner import LocalRunner, default_device, make_device_rank, make_network_rank
+from model.runner import LocalRunner, make_device_rank, make_network_rank, rank_maker
 from model.sampling import SamplingOptions
 from model.text.chat_json import question
-from model.weights import open_checkpoint
+from model.weights import Checkpoint, open_checkpoint
 
 LEAST_AGREEMENT = 0.99
 TEXTS = (
@@ -36,35 +44,62 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=default_checkpoint())
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
+    parser.add_argument("--ranks", type=int, default=1)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     arguments = parser.parse_args()
-    report = compare(arguments.model, arguments.tokens)
-    print(json.dumps(report))
+    if arguments.device == "cuda" and torch.cuda.device_count() < arguments.ranks:
+        raise InvalidRequest(
+            "ranks", f"{arguments.ranks} need as many GPUs: {torch.cuda.device_count()} here"
+        )
+    torch.set_num_threads(1)  # many small operations, on the CPU, gain nothing from more
+    report = compare(arguments.model, arguments.tokens, arguments.ranks, arguments.device)
+    print(json.dumps(report), flush=True)
     if float(report["agreement"]) < LEAST_AGREEMENT:
         raise SystemExit(1)
 
 
-def compare(directory: Path, num_tokens: int) -> dict[str, str | float | int]:
+def compare(
+    directory: Path, num_tokens: int, num_ranks: int, device_type: Literal["cpu", "cuda"]
+) -> dict[str, str | float | int]:
     """Shares of positions whose best token is the same, and of answers that are the same to the end."""
     options = EngineOptions(kv_blocks=512, max_running=8, mtp=False)
+    split = replace(options, attention="tensor", num_shards=num_ranks) if num_ranks > 1 else options
     checkpoint = open_checkpoint(directory)
     sizes = scheduler_config(checkpoint.config.text, options)
-    device = default_device()
-    network = make_network_rank(checkpoint, options, 0, torch.device("cpu"), None)
-    engine = make_device_rank(checkpoint, options, device)
-    servers = [LocalServer(checkpoint, LocalRunner(rank), sizes) for rank in (network, engine)]
-    greedy = SamplingOptions(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-    theirs, ours = (answers(server, greedy) for server in servers)
-    forced = [answer.token_ids for answer in theirs]
-    scoring = replace(greedy, max_tokens=1, num_prompt_logprobs=1)
-    their_best, our_best = (best_tokens(answers(server, scoring, forced)) for server in servers)
+    network = LocalRunner(make_network_rank(checkpoint, options, 0, torch.device("cpu"), None))
+    began_s = time.perf_counter()
+    with runner_of(checkpoint, split, device_type) as runner:
+        start_s = time.perf_counter() - began_s
+        servers = [LocalServer(checkpoint, each, sizes) for each in (network, runner)]
+        greedy = SamplingOptions(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        theirs, ours = (answers(server, greedy) for server in servers)
+        forced = [answer.token_ids for answer in theirs]
+        scoring = replace(greedy, max_tokens=1, num_prompt_logprobs=1)
+        their_best, our_best = (best_tokens(answers(server, scoring, forced)) for server in servers)
     same = sum(one == other for one, other in zip(their_best, our_best, strict=True))
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
+        "ranks": num_ranks,
+        "start_s": round(start_s, 1),
         "positions": len(their_best),
         "agreement": round(same / len(their_best), 4),
         "answers": len(theirs),
         "same_answers": sum(a.token_ids == b.token_ids for a, b in zip(theirs, ours, strict=True)),
     }
+
+
+@contextmanager
+def runner_of(
+    checkpoint: Checkpoint, options: EngineOptions, device_type: Literal["cpu", "cuda"]
+) -> Iterator[Runner]:
+    """The device engine, in this process or as a gang."""
+    if options.num_shards == 1:
+        yield LocalRunner(make_device_rank(checkpoint, options, torch.device(device_type)))
+        return
+    make_worker = rank_maker(checkpoint.directory, options, 1)
+    with closing(spawn_gang(options.num_shards, make_worker, device_type=device_type)) as gang:
+        yield gang
 
 
 def answers(

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.app import _shards
 from cluster.config import ClusterConfig, load, parse, to_dict
+from cluster.up import check_model
 from model.errors import InvalidRequest
 
 
@@ -72,3 +73,11 @@ def test_a_file_that_is_not_yaml_is_refused_by_name(tmp_path: Path) -> None:
 def test_resources_count_one_unit_for_each_replica() -> None:
     config = parse({"gang": {"count": 2, "size": 4}, "frontdoor": {"count": 3}, "vision": {"count": 0}})
     assert config.resources() == {"frontdoor": 3, "vision": 0, "scheduler": 1, "moe_shard": 8}
+
+
+def test_ranks_that_cannot_share_the_heads_are_refused_before_anything_starts() -> None:
+    config = ClusterConfig().replaced("model", attention="tensor").replaced("gang", size=4)
+    with pytest.raises(
+        InvalidRequest, match="4 ranks with attention 'tensor' cannot share 2 key/value heads"
+    ):
+        check_model(config)

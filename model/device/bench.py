@@ -26,6 +26,7 @@ from model.device.bench_rows import VERIFY_ROWS, Bench
 from model.device.random_weights import random_weights
 from model.device.rank import Engine, RankContext, close_rank, few_layers, open_rank
 from model.device.shapes import text_config
+from model.device.verify import VerifyRows, verify_step
 from model.device.weights import Share
 from model.errors import FluytError, InvalidRequest
 
@@ -153,7 +154,8 @@ def _compile(bench: Bench) -> dict[str, Any]:
             engine = bench.engine(bucket, 1, few)
             engine.decoder.decode_step(engine.rows, engine.scratch)
         for batch in options.mtp_batches:
-            rows.verify_and_draft(bench.engine(batch, VERIFY_ROWS, few))
+            engine = bench.engine(batch, VERIFY_ROWS, few)
+            verify_step(engine.decoder, VerifyRows.around(engine.rows), engine.scratch)
 
     num_threads = max(1, min(_MOST_COMPILERS, (os.cpu_count() or 1) // options.num_gpus))
     done = precompile(steps, num_threads)

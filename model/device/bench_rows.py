@@ -16,10 +16,10 @@ from model.device.bench_options import BenchOptions
 from model.device.bench_report import bytes_per_step, distinct_experts, kinds_of_kernels, kv_bytes
 from model.device.decoder import DeviceDecoder, TokenRows
 from model.device.graphs import GraphPool, bucket_of
-from model.device.mtp import accept, draft_and_advance
 from model.device.prefill import prefill
 from model.device.rank import Engine, RankContext, few_layers, with_layers
 from model.device.state import StepRows, allocate_scratch
+from model.device.verify import VerifyRows, verify_step
 from model.device.weights import DeviceWeights, num_bytes
 
 VERIFY_ROWS = 4  # the last token and three drafts
@@ -123,14 +123,15 @@ def decode_row(bench: Bench, engine: Engine, batch: int, prompt: int) -> dict[st
 def mtp_row(bench: Bench, engine: Engine, batch: int, prompt: int) -> dict[str, Any]:
     """Verify steps of `VERIFY_ROWS` tokens, alone and with the drafts of the next step."""
     device, rows, scratch, decoder = bench.context.device, engine.rows, engine.scratch, engine.decoder
-    vocab_size = bench.weights.text.vocab_size
+    verified = VerifyRows.around(rows)
     result: dict[str, Any] = {"batch": batch, "prompt": prompt, "queries": VERIFY_ROWS}
     for name, run in (
         ("verify_ms", lambda: decoder.decode_step(rows, scratch)),
-        ("step_ms", lambda: verify_and_draft(engine)),
+        ("step_ms", lambda: verify_step(decoder, verified, scratch)),
     ):  # fmt: skip
-        fill_rows(rows, batch, prompt, vocab_size)
-        replay = GraphPool(device).capture(run, rows.moving)
+        fill_rows(rows, batch, prompt, bench.weights.text.vocab_size)
+        fill_verify_rows(verified, batch, prompt)
+        replay = GraphPool(device).capture(run, verified.moving)
         timed(replay, _NUM_WARM_UPS, device)
         result[name] = round(statistics.median(timed(replay, bench.options.num_steps, device)), 4)
         kernels = profiled(replay, device) if bench.options.profile else {}
@@ -143,11 +144,12 @@ def mtp_row(bench: Bench, engine: Engine, batch: int, prompt: int) -> dict[str, 
     }  # fmt: skip
 
 
-def verify_and_draft(engine: Engine) -> None:
-    """A verify step of which two drafts hold, and the drafts of the next one."""
-    sampled = engine.decoder.decode_step(engine.rows, engine.scratch)
-    accepted = accept(engine.rows, sampled, fixed_count=VERIFY_ROWS // 2)
-    draft_and_advance(engine.decoder, engine.rows, engine.scratch, accepted)
+def fill_verify_rows(rows: VerifyRows, num_real: int, prompt_len: int) -> None:
+    """The same sequences as `fill_rows`, with all drafts to be verified."""
+    rows.base_B.fill_(-1)
+    rows.base_B[:num_real] = prompt_len
+    rows.prompts_B.fill_(prompt_len)
+    rows.limits_B.fill_(VERIFY_ROWS - 1)
 
 
 def prefill_row(bench: Bench, num_seqs: int, length: int) -> dict[str, Any]:

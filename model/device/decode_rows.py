@@ -123,7 +123,7 @@ class DecodeRows:
         step = rows.step
         step.temperatures_T.copy_(upload(noise.repeat(num_queries), device), non_blocking=True)
         step.seeds_T.copy_(upload(seeds.repeat(num_queries), device), non_blocking=True)
-        rows.spread()
+        self._decoder.ops.spread_rows(rows.draft_rows)
 
     def _write_limits(self, parts: Sequence[Part], has_drafts: list[bool]) -> None:
         """How many drafts each sequence verifies: those that are there and that the plan has blocks for."""
@@ -156,11 +156,11 @@ class DecodeRows:
             decoder.weights, decoder.ops, num_seqs, num_queries, dtype, is_prefill=False
         )
         rows.base_B.fill_(0)  # all in block 0, which nobody has yet
-        rows.spread()
+        decoder.ops.spread_rows(rows.draft_rows)
         replay = pool.capture(lambda: verify_step(decoder, rows, scratch), rows.moving)
         replay()
         rows.base_B.fill_(-1)
-        rows.spread()
+        decoder.ops.spread_rows(rows.draft_rows)
         logits = scratch.view("logits", num_seqs, num_queries, decoder.weights.head.shape[0])
         assert logits is not None, "decode steps have their logits in their scratch"
         return _Bucket(rows, scratch, replay, logits)

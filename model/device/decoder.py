@@ -17,13 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
-from model.device.exchange import Exchange
+from model.device.exchange import Addends, Exchange
 from model.device.layout import KINDS, Kind
 from model.device.ops import Ops
 from model.device.state import Scratch, StepRows
 from model.device.weights import AttentionWeights, DenseWeights, DeviceWeights, LayerWeights, MoEWeights
-from model.kernels.linear_config import MOST_SMALL_TOKENS, InputNorm, SwiGLU
-from model.kernels.norms_plain import RoutedRows
+from model.kernels.linear_config import InputNorm, SwiGLU
 from model.kernels.packed import PackedWeight
 from model.kernels.paged import PagedKV, PagedSequences
 from model.kernels.router_config import RouterOutput, UniformRouting
@@ -44,17 +43,6 @@ class TokenRows:
     def of_step(cls, rows: StepRows) -> TokenRows:
         """A decode step's."""
         return cls(rows.token_ids_T, rows.positions_T, rows.seqs_T, rows.sequences)
-
-
-@dataclass(frozen=True, eq=False)
-class Addends:
-    """What is still to be added to the residual stream: parts, and rows of experts before them.
-
-    On several ranks `deltas_PTH` is this one's part of a sum, [1, T, H].
-    """
-
-    deltas_PTH: torch.Tensor
-    routed: RoutedRows | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +104,7 @@ class DeviceDecoder:
         """Add to the residual stream and norm it."""
         num_rows = addends.deltas_PTH.shape[1]
         hidden_TH, normed_TH = scratch.hidden_TH[:num_rows], scratch.normed_TH[:num_rows]
-        norm = self._norm(scale_H)
-        if self.exchange.num_ranks > 1:
-            self.exchange.add_norm(addends.deltas_PTH[0], self.ops, hidden_TH, norm, normed_TH)
-            return
-        self.ops.add_norm(
-            hidden_TH, hidden_TH, deltas_PTH=addends.deltas_PTH, routed=addends.routed, norm=norm,
-            normed_TH=normed_TH,
-        )  # fmt: skip
+        self.exchange.add_norm(addends, self.ops, hidden_TH, self._norm(scale_H), normed_TH)
 
     def attention(self, layer: LayerWeights, pool: PagedKV, tokens: TokenRows, scratch: Scratch) -> Addends:
         """Of the normed rows; this step's keys and values go into the cache first."""
@@ -147,13 +128,7 @@ class DeviceDecoder:
 
     def project(self, x_TK: torch.Tensor, weight: PackedWeight, scratch: Scratch) -> Addends:
         """A product whose columns are split over ranks."""
-        if self.exchange.num_ranks == 1:
-            return Addends(self.ops.partial_sums(x_TK, weight, scratch.flat.get("partials")))
-        num_rows = x_TK.shape[0]
-        is_small = num_rows <= MOST_SMALL_TOKENS  # float32; of many rows in x's dtype, half to be sent
-        part_TH = scratch.view("partials", num_rows, weight.shape[0]) if is_small else None
-        part_TH = self.ops.linear(x_TK, weight, part_TH, workspace=scratch.linear)
-        return Addends(part_TH.unsqueeze(0))
+        return Addends(self.ops.partial_sums(x_TK, weight, scratch.flat.get("partials")))
 
     def logits(self, normed_TH: torch.Tensor, head: PackedWeight, scratch: Scratch) -> torch.Tensor:
         """[T, V] of this rank's part of the vocabulary, float32."""
@@ -221,7 +196,7 @@ class DeviceDecoder:
             out_TH = torch.empty_like(x_TH)
         result = self.ops.experts(
             x_TH, chosen, moe, routed_scale=text.routed_scale, num_ranks=num_ranks,
-            workspace=scratch.experts, out_TH=out_TH, must_add=num_ranks > 1,
+            workspace=scratch.experts, out_TH=out_TH,
         )  # fmt: skip
         if isinstance(result, torch.Tensor):
             return Addends(result.unsqueeze(0))

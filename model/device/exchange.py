@@ -1,6 +1,6 @@
 """What ranks tell each other in a step: sums of rows, and the best token of each part of the vocabulary.
 
-Shapes: T tokens, H hidden, R ranks, C candidates.
+Shapes: T tokens, H hidden, P parts of a sum, R ranks, C candidates.
 
 Every rank gets the same bits: parts are added in the order of ranks, or by NCCL, which gives all the same.
 Sums of up to `MOST_PEER_ROWS` rows go over peer memory, together with the residual and the norm that follow
@@ -11,6 +11,7 @@ and norms a share, and what all need of it, the norm in bfloat16, is gathered.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +19,24 @@ import torch.distributed as dist
 
 from model.device.ops import Ops
 from model.kernels.linear_config import InputNorm
+from model.kernels.norms_plain import RoutedRows
 from model.kernels.sample_plain import Candidates
 
 MOST_PEER_ROWS = 64
 _MOST_CANDIDATES = 256  # sampled rows of a step
 # Where hosts share GPUs, a program that uses multicast can put them out of service.
 NO_MULTICAST = {"TORCH_SYMM_MEM_DISABLE_MULTICAST": "1", "NCCL_NVLS_ENABLE": "0"}
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no one equality
+class Addends:
+    """What is still to be added to the residual stream: parts [P, T, H], and rows of experts before them.
+
+    On several ranks they are this one's part of a sum.
+    """
+
+    deltas_PTH: torch.Tensor
+    routed: RoutedRows | None = None
 
 
 class Exchange(Protocol):
@@ -38,13 +51,13 @@ class Exchange(Protocol):
 
     def add_norm(
         self,
-        part_TH: torch.Tensor,
+        addends: Addends,
         ops: Ops,
         hidden_TH: torch.Tensor,
         norm: InputNorm,
         normed_TH: torch.Tensor,
     ) -> None:
-        """Add the sum of all ranks' parts to the residual stream, and norm it; the part may be gone.
+        """Add all ranks' addends to the residual stream, and norm it; they may be gone then.
 
         `normed_TH` has all rows, `hidden_TH` maybe this rank's share only: see `complete`.
         """
@@ -65,14 +78,14 @@ class _WholeSums:
 
     def add_norm(
         self,
-        part_TH: torch.Tensor,
+        addends: Addends,
         ops: Ops,
         hidden_TH: torch.Tensor,
         norm: InputNorm,
         normed_TH: torch.Tensor,
     ) -> None:
         """See `Exchange.add_norm`."""
-        _add_norm(self.add(part_TH), ops, hidden_TH, norm, normed_TH)
+        _add_norm(self.add(_part(addends, ops)), ops, hidden_TH, norm, normed_TH)
 
     def complete(self, hidden_TH: torch.Tensor) -> None:
         """It is."""
@@ -122,7 +135,7 @@ class PeerExchange:
 
         os.environ.update(NO_MULTICAST)  # read when memory is mapped
         self._group, self.num_ranks, self._rank = group, group.size(), group.rank()
-        self._rows = _Mapped(group, MOST_PEER_ROWS, hidden, device)
+        self._rows = _Mapped(group, MOST_PEER_ROWS, hidden // 2, device)  # words of two values
         self._candidates = _Mapped(group, WORDS_OF_CANDIDATE, _MOST_CANDIDATES, device)
         torch.cuda.synchronize(device)
         dist.barrier(group)  # nobody writes to an inbox that is yet to be emptied
@@ -134,7 +147,7 @@ class PeerExchange:
 
     def add_norm(
         self,
-        part_TH: torch.Tensor,
+        addends: Addends,
         ops: Ops,
         hidden_TH: torch.Tensor,
         norm: InputNorm,
@@ -143,9 +156,10 @@ class PeerExchange:
         """See `Exchange.add_norm`."""
         from model.kernels.peer import sum_add_norm
 
-        if part_TH.shape[0] <= MOST_PEER_ROWS:
-            sum_add_norm(part_TH.float(), self._rows.inboxes, hidden_TH, norm, normed_TH)
+        if hidden_TH.shape[0] <= MOST_PEER_ROWS:
+            sum_add_norm(addends.deltas_PTH, self._rows.inboxes, hidden_TH, norm, normed_TH, addends.routed)
             return
+        part_TH = _part(addends, ops)
         own = self._own_rows(part_TH.shape[0])
         if own is None:
             _add_norm(self.add(part_TH), ops, hidden_TH, norm, normed_TH)
@@ -195,6 +209,16 @@ class _Mapped:
         addresses_R = torch.tensor(list(self._handle.buffer_ptrs), dtype=torch.int64, device=device)
         turns_T = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.inboxes = Inboxes(group.rank(), addresses_R, own, turns_T, num_rows, width)
+
+
+def _part(addends: Addends, ops: Ops) -> torch.Tensor:
+    """This rank's addends as one tensor [T, H]."""
+    deltas_PTH = addends.deltas_PTH
+    if len(deltas_PTH) == 1 and addends.routed is None:
+        return deltas_PTH[0]
+    part_TH = torch.empty(deltas_PTH.shape[1:], device=deltas_PTH.device)
+    ops.add_norm(None, part_TH, deltas_PTH=deltas_PTH, routed=addends.routed)
+    return part_TH
 
 
 def _add_norm(

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 from model.device.weights import MoEWeights
+from model.kernels.draft_rows_plain import DraftRows, Verified
 from model.kernels.experts_config import ExpertsWorkspace
 from model.kernels.linear_config import InputNorm, SwiGLU, Workspace
 from model.kernels.norms_plain import RoutedRows
@@ -74,12 +75,12 @@ class Ops(Protocol):  # two modules are of this type
 
     def experts(
         self, x_TH: torch.Tensor, chosen: RouterOutput, moe: MoEWeights, *, routed_scale: float,
-        num_ranks: int, workspace: ExpertsWorkspace, out_TH: torch.Tensor | None, must_add: bool,
+        num_ranks: int, workspace: ExpertsWorkspace, out_TH: torch.Tensor | None,
     ) -> torch.Tensor | RoutedRows:  # fmt: skip
         """Scaled sum of the experts of each token and the shared one, [T, H] in `out_TH` (or a new one).
 
-        Unless it must, it may leave the adding to the caller where that takes a launch of its own: then it
-        returns routed rows, and those of the shared expert lie behind them in `workspace.rows`.
+        It may leave the adding to the caller where that takes a launch of its own: then it returns routed
+        rows, and those of the shared expert lie behind them in `workspace.rows`.
         """
 
     def sample_workspace(self, num_rows: int, num_tokens: int, device: torch.device) -> SampleWorkspace:
@@ -93,6 +94,18 @@ class Ops(Protocol):  # two modules are of this type
 
     def advance(self, rows: DecodeRows, sampled: Candidates) -> None:
         """See `model.kernels.sample`."""
+
+    def spread_rows(self, rows: DraftRows) -> None:
+        """See `model.kernels.draft_rows_plain`, as the next two."""
+
+    def accept_rows(self, sampled: Candidates, rows: DraftRows, out: Verified) -> None:
+        """Drafts that hold."""
+
+    def follow_rows(
+        self, drafts: Candidates, rows: DraftRows, verified: Verified, index: int, following_T: torch.Tensor,
+        next_T: torch.Tensor | None,
+    ) -> None:  # fmt: skip
+        """A draft of each sequence."""
 
 
 def choose_ops(device: torch.device) -> Ops:

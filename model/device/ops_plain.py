@@ -6,6 +6,7 @@ import torch
 
 from model.device.weights import MoEWeights
 from model.kernels import experts_plain, small_linear_plain
+from model.kernels.draft_rows_plain import accept_rows, follow_rows, spread_rows
 from model.kernels.experts_config import ExpertsWorkspace
 from model.kernels.linear_config import SwiGLU, Workspace
 from model.kernels.norms_plain import RoutedRows, add_norm
@@ -18,8 +19,9 @@ from model.kernels.router_plain import route
 from model.kernels.sample_plain import SampleWorkspace, advance, sample_tokens
 
 __all__ = [
-    "add_norm", "advance", "experts", "linear", "paged_decode", "paged_prefill", "partial_sums",
-    "qkv_prepare", "route", "sample_tokens", "sample_workspace", "token_tables",
+    "accept_rows", "add_norm", "advance", "experts", "follow_rows", "linear", "paged_decode",
+    "paged_prefill", "partial_sums", "qkv_prepare", "route", "sample_tokens", "sample_workspace",
+    "spread_rows", "token_tables",
 ]  # fmt: skip
 
 
@@ -71,7 +73,6 @@ def experts(
     num_ranks: int,  # noqa: ARG001 - of the kernels only
     workspace: ExpertsWorkspace,  # noqa: ARG001
     out_TH: torch.Tensor | None,
-    must_add: bool,  # noqa: ARG001
 ) -> torch.Tensor | RoutedRows:
     """See `ops.Ops.experts`: always the sum."""
     return experts_plain.experts_forward(

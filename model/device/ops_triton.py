@@ -9,6 +9,7 @@ import torch
 
 from model.device.weights import MoEWeights
 from model.kernels import experts as kernels
+from model.kernels.draft_rows import accept_rows, follow_rows, spread_rows
 from model.kernels.experts_config import ExpertsShape, ExpertsWorkspace, choose_config
 from model.kernels.large_linear import large_linear, swiglu_rows
 from model.kernels.linear_config import MOST_SMALL_TOKENS, SwiGLU, Workspace
@@ -26,8 +27,9 @@ from model.kernels.sample import allocate_workspace as sample_workspace
 from model.kernels.small_linear import small_linear
 
 __all__ = [
-    "add_norm", "advance", "experts", "linear", "paged_decode", "paged_prefill", "partial_sums",
-    "qkv_prepare", "route", "sample_tokens", "sample_workspace", "token_tables",
+    "accept_rows", "add_norm", "advance", "experts", "follow_rows", "linear", "paged_decode",
+    "paged_prefill", "partial_sums", "qkv_prepare", "route", "sample_tokens", "sample_workspace",
+    "spread_rows", "token_tables",
 ]  # fmt: skip
 
 
@@ -74,7 +76,6 @@ def experts(
     num_ranks: int,
     workspace: ExpertsWorkspace,
     out_TH: torch.Tensor | None,
-    must_add: bool,
 ) -> torch.Tensor | RoutedRows:
     """See `ops.Ops.experts`."""
     num_tokens, num_chosen = chosen.expert_ids_TK.shape
@@ -82,7 +83,7 @@ def experts(
     may_quantize = workspace.input_codes is not None
     config = choose_config(num_tokens, shape, moe.gate_up.format, quantize_inputs=may_quantize)
     ids_TK, weights_TK = chosen.expert_ids_TK, chosen.weights_TK
-    if must_add or config.fuse_combine or num_tokens > MOST_SMALL_TOKENS:
+    if config.fuse_combine or num_tokens > MOST_SMALL_TOKENS:
         return kernels.experts_forward(
             x_TH, ids_TK, weights_TK, moe.gate_up, moe.down, limit=moe.limit, first_expert=moe.first_expert,
             workspace=workspace, shared=moe.shared, routed_scale=routed_scale, config=config, out_TH=out_TH,

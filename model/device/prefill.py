@@ -14,7 +14,7 @@ from model.device.decoder import DeviceDecoder, TokenRows
 from model.device.layout import KINDS
 from model.device.state import Scratch, StepRows
 from model.kernels.paged import PagedSequences
-from model.kernels.sample_plain import Candidates, SamplingRows
+from model.kernels.sample_plain import Candidates, SamplingRows, best_tokens
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,6 @@ def _sample_last(
         scratch.gathered.scores.view(-1)[:size].view(num_ranks, num_seqs),
     )
     return decoder.exchange.gather(own, out)
-
-
-def best_tokens(sampled: Candidates, num_rows: int) -> torch.Tensor:
-    """The best token of each row over ranks, of equals the lowest id: int32 [T]."""
-    ids_RT, scores_RT = sampled.token_ids.view(-1, num_rows), sampled.scores.view(-1, num_rows)
-    is_best_RT = scores_RT == scores_RT.amax(0)
-    return ids_RT.masked_fill(~is_best_RT, torch.iinfo(torch.int32).max).amin(0)
 
 
 def _take_first_tokens(rows: StepRows, sampled: Candidates, ends: list[int]) -> None:

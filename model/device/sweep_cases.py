@@ -22,7 +22,6 @@ from model.device.weights import Formats, Share, packed_group_size
 from model.kernels import experts_config
 from model.kernels.experts_config import ExpertsConfig, ExpertsShape, SharedExpert, make_workspace
 from model.kernels.linear_config import (
-    MOST_GEMV_TOKENS,
     DotConfig,
     GemvConfig,
     LinearConfig,
@@ -34,6 +33,7 @@ from model.kernels.packed import PackedFormat, PackedWeight, random_packed
 from model.kernels.paged import PagedKV, allocate_pool, allocate_workspace
 
 _L2_BYTES, _MOST_COPIES, _MOST_CONFIGS = 128 << 20, 16, 24
+_MOST_GEMV_TOKENS = 4
 _CONTEXTS = (128, 2048, 32_768)
 _MOST_POSITIONS = 1 << 19  # of all sequences together
 
@@ -114,7 +114,7 @@ def linear_configs(
     """The default first."""
     default = choose_config(num_rows, weight.shape, weight.format, weight.group_size, is_swiglu=is_swiglu)
     others: list[LinearConfig] = []
-    if num_rows <= MOST_GEMV_TOKENS:
+    if num_rows <= _MOST_GEMV_TOKENS:
         tried = product((32, 64), (2, 4, 8), (4, 8), (1, 2, 4), (1, 3))
         others += _some([GemvConfig(*values) for values in tried])
     if num_rows > 1:
@@ -223,7 +223,7 @@ def attention_cases(
 
 
 def _attention_trials(rows: StepRows, kv: PagedKV, num_heads: int, window: int | None) -> list[Trial]:
-    from model.kernels.paged_decode import DecodeTuning, choose_tuning, paged_decode
+    from model.kernels.paged_decode import choose_tuning, paged_decode
 
     device, num_seqs = rows.token_ids_T.device, rows.num_seqs
     q_TND = torch.randn(num_seqs, num_heads, kv.head_dim, device=device).bfloat16()
@@ -232,10 +232,14 @@ def _attention_trials(rows: StepRows, kv: PagedKV, num_heads: int, window: int |
         ATTENTION_PROGRAMS, num_seqs * kv.num_kv_heads, num_heads // kv.num_kv_heads, kv.head_dim, device
     )
     sequences = rows.sequences["full" if window is None else "sliding"]
-    default = choose_tuning(num_seqs, num_heads // kv.num_kv_heads, window, kv.pool_XK2SD.dtype)
+    default = choose_tuning(num_seqs, kv.num_kv_heads, window, kv.pool_XK2SD.dtype)
     trials = []
-    for values in product((64, 128), (4, 8), (3, 5), (32, 128), (132, None)):
-        tuning = DecodeTuning(*values)
+    for tile, warps, stages, apart, programs in product(
+        (32, 64, 128), (4, 8), (3, 5), (False, True), (132, None)
+    ):
+        tuning = replace(
+            default, tile=tile, num_warps=warps, num_stages=stages, adds_apart=apart, most_programs=programs
+        )
         call = partial(
             paged_decode, q_TND, kv, sequences, gate_TN, torch.empty_like(q_TND), workspace, window, tuning
         )  # fmt: skip

@@ -14,11 +14,11 @@ import torch
 
 from model.device.decoder import DeviceDecoder, TokenRows
 from model.device.layout import KINDS, Kind
-from model.device.mtp import accept, draft
+from model.device.mtp import draft
 from model.device.sampled import SampledRows
 from model.device.state import Scratch, StepRows
+from model.kernels.draft_rows_plain import DraftRows, Verified
 from model.kernels.paged import PagedSequences
-from model.kernels.sample_plain import SamplingRows
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one equality
@@ -38,12 +38,17 @@ class VerifyRows:
         cls, num_seqs: int, num_queries: int, num_columns: dict[Kind, int], device: torch.device
     ) -> VerifyRows:
         """All padding."""
+        return cls.around(StepRows.allocate(num_seqs, num_queries, num_columns, device))
+
+    @classmethod
+    def around(cls, step: StepRows) -> VerifyRows:
+        """All padding, in the memory of a step's rows."""
+        num_seqs, num_queries, device = step.num_seqs, step.num_queries, step.token_ids_T.device
+        alone = num_queries == 1
 
         def int32(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
-        step = StepRows.allocate(num_seqs, num_queries, num_columns, device)
-        alone = num_queries == 1
         return cls(
             step,
             base_B=step.positions_T if alone else int32(num_seqs) - 1,
@@ -62,17 +67,14 @@ class VerifyRows:
         """What a step changes."""
         return (*self.step.moving, self.base_B)
 
-    def spread(self) -> None:
-        """From each sequence's position to those of its rows."""
-        step, num_queries = self.step, self.step.num_queries
-        offset_Q = torch.arange(num_queries, dtype=torch.int32, device=self.base_B.device)
-        is_real_B = self.base_B >= 0
-        rows_BQ = self.base_B[:, None] + offset_Q
-        if num_queries > 1:
-            is_row_BQ = is_real_B[:, None] & (offset_Q <= self.limits_B[:, None])
-            step.positions_T.copy_(rows_BQ.where(is_row_BQ, -1).view(-1))
-        step.context_lens_B.copy_((self.base_B + num_queries).where(is_real_B, 0))
-        step.num_outputs_T.copy_((rows_BQ + 1 - self.prompts_B[:, None]).clamp(min=0).view(-1))
+    @property
+    def draft_rows(self) -> DraftRows:
+        """The same as kernels take it."""
+        step = self.step
+        return DraftRows(
+            self.tokens_BQ, self.base_B, self.prompts_B, self.limits_B, step.positions_T, step.context_lens_B,
+            step.sampling, step.step_1,
+        )  # fmt: skip
 
     def sampled(self, num_seqs: int) -> SampledRows:
         """Copies of what the step of the first N sequences has left."""
@@ -107,37 +109,15 @@ def verify_step(decoder: DeviceDecoder, rows: VerifyRows, scratch: Scratch) -> N
     if step.num_queries == 1:
         decoder.decode_step(step, scratch)
         return
-    rows.spread()
-    accepted = accept(step, decoder.decode_step(step, scratch))
-    counts_B = torch.minimum(accepted.counts_B, rows.limits_B)
-    rows.following_BQ.copy_(accepted.following_BQ)
-    rows.counts_B.copy_(counts_B)
-    next_BQ = _draft(decoder, rows, scratch, accepted.following_BQ, counts_B)
-    step.token_ids_T.copy_(next_BQ.view(-1))
-    rows.base_B.copy_((rows.base_B + counts_B + 1).where(rows.base_B >= 0, -1))
-    step.step_1.add_(1)
-
-
-def _draft(
-    decoder: DeviceDecoder,
-    rows: VerifyRows,
-    scratch: Scratch,
-    following_BQ: torch.Tensor,
-    counts_B: torch.Tensor,
-) -> torch.Tensor:
-    """The next step's rows [B, Q]: drafts have the noise of the tokens that they are to be."""
-    step, num_queries = rows.step, rows.step.num_queries
-    first_B = torch.arange(step.num_seqs, device=counts_B.device) * num_queries
-    last_B = first_B + counts_B
-    sampling = SamplingRows(
-        step.temperatures_T[first_B], step.seeds_T[first_B], step.num_outputs_T[last_B] + 1
-    )
+    draft_rows = rows.draft_rows
+    decoder.ops.spread_rows(draft_rows)
+    sampled = decoder.decode_step(step, scratch)
+    verified = Verified.into(rows.following_BQ, rows.counts_B)
+    decoder.ops.accept_rows(sampled, draft_rows, verified)
     # The step's logits stay where they are: the host may want them.
     scratch = replace(scratch, flat={name: flat for name, flat in scratch.flat.items() if name != "logits"})
-    return draft(
-        decoder, shown_from(TokenRows.of_step(step), rows.begins_B), scratch,
-        following_BQ.reshape(-1).contiguous(), last_B, sampling, num_queries - 1,
-    )  # fmt: skip
+    shown = shown_from(TokenRows.of_step(step), rows.begins_B)
+    draft(decoder, shown, scratch, draft_rows, verified)
 
 
 def shown_from(tokens: TokenRows, begins_B: torch.Tensor) -> TokenRows:

@@ -42,6 +42,7 @@ def sort_pairs(
     GROUP > 0: rows of x are permuted on the way, a piece by each program.
     """
     wait_for_inputs(IS_EARLY)
+    let_next_start(IS_EARLY)
     own = tl.program_id(0)
     num_tokens = tl.minimum(num_rows, num_real_tokens(num_tokens))
     if GROUP > 0:
@@ -134,6 +135,7 @@ def combine_rows(
 ):  # fmt: skip
     """routed_scale * sum of weight * row over a token's local pairs, in order, + its shared row."""
     wait_for_inputs(IS_EARLY)
+    let_next_start(IS_EARLY)
     token = tl.program_id(0)
     h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = h < H

@@ -43,7 +43,8 @@ def add_norm(
     """Fill `out_TH` with hidden + (routed + deltas in order), `normed_TH` with the norm of what is stored.
 
     Sums are float32, rounded once to `out_TH` (bf16 or float32; it may be `hidden_TH`). Without `hidden_TH`
-    it gets the sum of the deltas. `row_ids_T`: rows of `hidden_TH`, an embedding table; below 0: row 0.
+    it gets the sum of the deltas. With deltas `hidden_TH` is read early: it must not come from the launch
+    just before. `row_ids_T`: rows of `hidden_TH`, an embedding table; below 0: row 0.
     """
     num_tokens, hidden_size = out_TH.shape
     assert (norm is None) == (normed_TH is None), "a norm and where it goes"
@@ -73,18 +74,12 @@ def add_norm(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["first_expert"])
-def _add_norm_kernel(
-    hidden, row_ids, deltas, rows, expert_ids, weights, scale, out, normed,
-    hidden_stride, out_stride, normed_stride, part_stride, delta_stride, first_expert, routed_scale, eps,
-    H: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, K: tl.constexpr, E: tl.constexpr,
-    HAS_HIDDEN: tl.constexpr, HAS_ROW_IDS: tl.constexpr, HAS_NORM: tl.constexpr, IS_EARLY: tl.constexpr,
+@triton.jit
+def sum_of_addends(
+    deltas, rows, expert_ids, weights, token, column_H, is_column_H, part_stride, delta_stride, first_expert,
+    routed_scale, H: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, K: tl.constexpr, E: tl.constexpr,
 ):  # fmt: skip
-    """Grid: (tokens, blocks of columns)."""
-    wait_for_inputs(IS_EARLY)
-    token = tl.program_id(0).to(tl.int64)
-    column_H = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_column_H = column_H < H
+    """Columns of a token's routed rows (K > 0) and of P deltas, added in this order; to be inlined."""
     total_H = tl.zeros((BLOCK,), tl.float32)
     for k in tl.static_range(K):
         expert = tl.load(expert_ids + token * K + k)
@@ -97,19 +92,44 @@ def _add_norm_kernel(
     for part in tl.static_range(P):
         at_H = deltas + part * part_stride + token * delta_stride + column_H
         total_H += tl.load(at_H, mask=is_column_H, other=0.0).to(tl.float32)
-    if HAS_HIDDEN:
-        row = token
-        if HAS_ROW_IDS:
-            row = tl.maximum(tl.load(row_ids + token), 0).to(tl.int64)
-        hidden_H = tl.load(hidden + row * hidden_stride + column_H, mask=is_column_H, other=0.0)
-        total_H = hidden_H.to(tl.float32) + total_H
+    return total_H
+
+
+@triton.jit(do_not_specialize=["first_expert"])
+def _add_norm_kernel(
+    hidden, row_ids, deltas, rows, expert_ids, weights, scale, out, normed,
+    hidden_stride, out_stride, normed_stride, part_stride, delta_stride, first_expert, routed_scale, eps,
+    H: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, K: tl.constexpr, E: tl.constexpr,
+    HAS_HIDDEN: tl.constexpr, HAS_ROW_IDS: tl.constexpr, HAS_NORM: tl.constexpr, IS_EARLY: tl.constexpr,
+):  # fmt: skip
+    """Grid: (tokens, blocks of columns)."""
+    token = tl.program_id(0).to(tl.int64)
+    column_H = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_column_H = column_H < H
+    at_hidden_H = hidden + token * hidden_stride + column_H
+    if HAS_HIDDEN and P > 0:  # the residual stream: older than what is waited for
+        hidden_H = tl.load(at_hidden_H, mask=is_column_H, other=0.0)
+    if HAS_NORM:
+        scale_H = tl.load(scale + column_H, mask=is_column_H, other=0.0)
+    wait_for_inputs(IS_EARLY)
     let_next_start(IS_EARLY)
+    total_H = sum_of_addends(
+        deltas, rows, expert_ids, weights, token, column_H, is_column_H, part_stride, delta_stride,
+        first_expert, routed_scale, H, BLOCK, P, K, E,
+    )  # fmt: skip
+    if HAS_HIDDEN:
+        if P == 0:
+            if HAS_ROW_IDS:
+                row = tl.maximum(tl.load(row_ids + token), 0).to(tl.int64)
+                at_hidden_H = hidden + row * hidden_stride + column_H
+            hidden_H = tl.load(at_hidden_H, mask=is_column_H, other=0.0)
+        total_H = hidden_H.to(tl.float32) + total_H
     stored_H = total_H.to(out.dtype.element_ty)
     tl.store(out + token * out_stride + column_H, stored_H, mask=is_column_H)
     if HAS_NORM:
         wide_H = stored_H.to(tl.float32)
         factor = tl.rsqrt(tl.sum(wide_H * wide_H, axis=0) / H + eps)
-        normed_H = wide_H * factor * tl.load(scale + column_H, mask=is_column_H, other=0.0)
+        normed_H = wide_H * factor * scale_H
         tl.store(
             normed + token * normed_stride + column_H, normed_H.to(normed.dtype.element_ty), mask=is_column_H
         )

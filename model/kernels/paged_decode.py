@@ -21,7 +21,7 @@ A program has at most one piece that began before its share (its slot 0) and one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -29,11 +29,15 @@ import triton.language as tl
 
 from model.kernels.early_start import early_launch, let_next_start, wait_for_inputs
 from model.kernels.paged import DecodeWorkspace, PagedKV, PagedSequences
-from model.kernels.paged_tiles import LOG2_E, NOTHING, attend_tile, first_position, store_gated
+from model.kernels.paged_combine import combine_kernel
+from model.kernels.paged_line import add_parts, line_of, part_slot, piece_of, store_part
+from model.kernels.paged_tiles import LOG2_E, NOTHING, ask_for_tile, attend_tile, store_gated
 
 MIN_DOT_ROWS = 16
-_FEW_SEQUENCES = 4
+_FEW_SEQUENCES, _SOME_SEQUENCES = 4, 16
+_SMALL_TILE = 32
 _FEW_PROGRAMS = 132  # one for each multiprocessor
+_PARTS_APART, _WARPS_APART = 64, 4
 
 
 @dataclass(frozen=True)
@@ -47,22 +51,30 @@ class DecodeTuning:
     num_stages: int = 5
     # Rows x partial results in registers at a time while they are added up: each time is a wait for memory.
     merged_rows: int = 32
+    adds_apart: bool = False  # in a launch of its own, every row by a program: for few rows of many parts
     most_programs: int | None = None  # fewer than the workspace has: fewer parts of a long sequence
-    min_share: int = 1  # tiles: fewer for a program would cost more in adding up than they save
+    most_whole: int = 12  # tiles: if no piece is longer, none is cut: adding up would cost more than it saves
 
 
-def choose_tuning(num_seqs: int, num_rows: int, window: int | None, cache_dtype: torch.dtype) -> DecodeTuning:
-    """Few sequences: what one program waits for is the time, so it takes more at once.
+def choose_tuning(
+    num_seqs: int, num_kv_heads: int, window: int | None, cache_dtype: torch.dtype
+) -> DecodeTuning:
+    """Few sequences: one program for each multiprocessor, and tiles as small as there are programs for.
 
-    Of a long one the parts, one of each program, take longest to add up: many of them at a time. `num_rows`,
-    query rows of a key head: with those of drafts there are no registers left for it, and with a cache of
-    float32 no shared memory.
+    Parts of a long sequence are added by a launch of its own: one program took 14 us for 33 of them (H200).
+    With many sequences there are few parts, and that launch would cost more.
     """
     if num_seqs > _FEW_SEQUENCES:
-        return DecodeTuning()
-    if window is not None or num_rows > MIN_DOT_ROWS or cache_dtype == torch.float32:
-        return DecodeTuning(tile=128, num_warps=8, num_stages=3)
-    return DecodeTuning(tile=128, num_warps=4, num_stages=5, merged_rows=128, most_programs=_FEW_PROGRAMS)
+        is_some = num_seqs <= _SOME_SEQUENCES
+        if is_some and window is None:
+            return DecodeTuning(adds_apart=True)
+        return DecodeTuning(num_warps=8 if is_some and cache_dtype != torch.float32 else 4)
+    apart = DecodeTuning(adds_apart=True, most_programs=_FEW_PROGRAMS, most_whole=1)
+    small = replace(apart, num_warps=8, num_stages=3)
+    if window is None:
+        return small if cache_dtype == torch.float32 else replace(apart, tile=128)
+    num_tiles = num_seqs * num_kv_heads * (window // _SMALL_TILE + 1)
+    return replace(apart, tile=_SMALL_TILE) if num_tiles <= _FEW_PROGRAMS else small
 
 
 def paged_decode(
@@ -96,70 +108,30 @@ def paged_decode(
     num_programs, _, max_rows, _ = workspace.partial_sums_W2RD.shape
     assert num_rows <= max_rows and num_seqs * kv.num_kv_heads <= workspace.counters.numel(), num_rows
     merged_rows = triton.next_power_of_2(num_rows)
-    tuning = tuning or choose_tuning(num_seqs, num_rows, window, kv.pool_XK2SD.dtype)
-    begins_B = sequences.begins_B
-    _decode_kernel[(min(num_programs, tuning.most_programs or num_programs),)](
-        q_TND, kv.pool_XK2SD, sequences.blocks_BM, sequences.context_lens_B,
-        sequences.context_lens_B if begins_B is None else begins_B, gate_TN, out_TND,
+    tuning = tuning or choose_tuning(num_seqs, kv.num_kv_heads, window, kv.pool_XK2SD.dtype)
+    begins_B = sequences.context_lens_B if sequences.begins_B is None else sequences.begins_B
+    num_programs = min(num_programs, tuning.most_programs or num_programs)
+    line = {
+        "B": num_seqs, "B_POW2": triton.next_power_of_2(num_seqs), "Q": num_queries, "G": group_size,
+        "K": kv.num_kv_heads, "D": head_dim, "BLOCK": kv.block_size, "WINDOW": window or 0,
+        "HAS_BEGINS": sequences.begins_B is not None, "MAX_ROWS": max_rows, "TILE": tuning.tile,
+        "MOST_WHOLE": tuning.most_whole, **early_launch(),
+    }  # fmt: skip
+    merged_parts = 0 if tuning.adds_apart else max(1, tuning.merged_rows // merged_rows)
+    _decode_kernel[(num_programs,)](
+        q_TND, kv.pool_XK2SD, sequences.blocks_BM, sequences.context_lens_B, begins_B, gate_TN, out_TND,
         workspace.partial_sums_W2RD, workspace.partial_stats_W22R, workspace.counters,
         gate_TN.stride(0), head_dim**-0.5 * LOG2_E.value * kv.k_scale, kv.v_scale,
-        B=num_seqs, B_POW2=triton.next_power_of_2(num_seqs), Q=num_queries, G=group_size, K=kv.num_kv_heads,
-        D=head_dim, BLOCK=kv.block_size, COLUMNS=num_columns, WINDOW=window or 0,
-        HAS_BEGINS=begins_B is not None, MAX_ROWS=max_rows, DOT_ROWS=max(MIN_DOT_ROWS, merged_rows),
-        MERGED_ROWS=merged_rows, MERGED_PARTS=max(1, tuning.merged_rows // merged_rows), TILE=tuning.tile,
-        MIN_SHARE=tuning.min_share, IS_FP8=kv.is_fp8,
-        num_warps=tuning.num_warps, num_stages=tuning.num_stages, **early_launch(),
+        COLUMNS=num_columns, DOT_ROWS=max(MIN_DOT_ROWS, merged_rows), MERGED_ROWS=merged_rows,
+        MERGED_PARTS=merged_parts, IS_FP8=kv.is_fp8, num_warps=tuning.num_warps, num_stages=tuning.num_stages,
+        **line,
     )  # fmt: skip
-
-
-@triton.jit
-def _extent(length, begin, Q: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr):
-    """First position, and number of tiles, of a sequence or several. At least 1: padding is written, too."""
-    first = first_position(length - Q, begin, WINDOW, BLOCK)
-    return first, tl.maximum(tl.cdiv(length - first, TILE), 1)
-
-
-@triton.jit
-def _begin_of(begins, seq, is_seq, HAS_BEGINS: tl.constexpr):
-    begin = seq * 0
-    if HAS_BEGINS:
-        begin = tl.load(begins + seq, mask=is_seq, other=0)
-    return begin
-
-
-@triton.jit
-def _part_slot(program, first_tile, share):
-    """Where a program's part of the piece that starts with `first_tile` is in the workspace."""
-    return program * 2 + (first_tile >= program * share).to(tl.int32)
-
-
-@triton.jit
-def _add_parts(
-    sums, stats, first_program, last_program, first_tile, share, ROWS: tl.constexpr, PARTS: tl.constexpr,
-    NUM_ROWS: tl.constexpr, MAX_ROWS: tl.constexpr, D: tl.constexpr,
-):  # fmt: skip
-    """All parts of a piece, in the order of programs. Read past L1, which may hold an earlier layer's."""
-    row_R = tl.arange(0, ROWS)
-    sums_RD = tl.zeros([ROWS, D], tl.float32)
-    largest_R = tl.full([ROWS], NOTHING, tl.float32)
-    weight_R = tl.zeros([ROWS], tl.float32)
-    for begin in tl.range(first_program, last_program + 1, PARTS):
-        program_C = begin + tl.arange(0, PARTS)
-        slot_C = _part_slot(program_C, first_tile, share)
-        is_part_CR = (program_C <= last_program)[:, None] & (row_R < NUM_ROWS)[None, :]
-        at_CR = stats + (slot_C * (2 * MAX_ROWS))[:, None] + row_R[None, :]
-        largest_CR = tl.load(at_CR, mask=is_part_CR, other=NOTHING, cache_modifier=".cg")
-        weight_CR = tl.load(at_CR + MAX_ROWS, mask=is_part_CR, other=0.0, cache_modifier=".cg")
-        at_CR = sums + ((slot_C * MAX_ROWS)[:, None] + row_R[None, :]) * D
-        at_CRD = at_CR[:, :, None] + tl.arange(0, D)[None, None, :]
-        sums_CRD = tl.load(at_CRD, mask=is_part_CR[:, :, None], other=0.0, cache_modifier=".cg")
-        new_largest_R = tl.maximum(largest_R, tl.max(largest_CR, 0))
-        shrink_CR = tl.exp2(largest_CR - new_largest_R[None, :])
-        shrink_R = tl.exp2(largest_R - new_largest_R)
-        sums_RD = sums_RD * shrink_R[:, None] + tl.sum(sums_CRD * shrink_CR[:, :, None], 0)
-        weight_R = weight_R * shrink_R + tl.sum(weight_CR * shrink_CR, 0)
-        largest_R = new_largest_R
-    return sums_RD, weight_R
+    if tuning.adds_apart:
+        combine_kernel[(num_tokens, num_q)](
+            sequences.context_lens_B, begins_B, gate_TN, out_TND, workspace.partial_sums_W2RD,
+            workspace.partial_stats_W22R, gate_TN.stride(0), kv.v_scale, NUM_PROGRAMS=num_programs,
+            PARTS=_PARTS_APART, num_warps=_WARPS_APART, **line,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -171,34 +143,25 @@ def _store_piece(
     token_R = (seq * Q + row_R // G).to(tl.int64)
     head_R = head * G + row_R % G
     out_at_R = out + (token_R * (K * G) + head_R) * D
-    store_gated(out_at_R, gate + token_R * gate_stride + head_R, sums_RD, weight_R, v_scale, row_R < Q * G, D)
+    is_row_R = row_R < Q * G
+    gate_R = tl.load(gate + token_R * gate_stride + head_R, mask=is_row_R, other=0.0)
+    store_gated(out_at_R, gate_R, sums_RD, weight_R, v_scale, is_row_R, D)
 
 
 @triton.jit
-def _hand_over(
-    part_sums, part_stats, counter, program, first_program, last_program, first_tile, share,
-    sums_RD, largest_R, weight_R, out, gate, gate_stride, seq, head, v_scale,
-    Q: tl.constexpr, G: tl.constexpr, K: tl.constexpr, D: tl.constexpr, MAX_ROWS: tl.constexpr,
-    DOT_ROWS: tl.constexpr, MERGED_ROWS: tl.constexpr, MERGED_PARTS: tl.constexpr,
+def _finish_if_last(
+    part_sums, part_stats, counter, first_program, last_program, first_tile, share, out, gate, gate_stride,
+    seq, head, v_scale, Q: tl.constexpr, G: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    MAX_ROWS: tl.constexpr, MERGED_ROWS: tl.constexpr, MERGED_PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Leave a part of a piece in the workspace; the program that leaves the last one finishes the piece."""
-    row_R = tl.arange(0, DOT_ROWS)
-    is_row_R = row_R < Q * G
-    slot = _part_slot(program, first_tile, share)
-    sums_at_RD = part_sums + (slot * MAX_ROWS + row_R)[:, None] * D + tl.arange(0, D)[None, :]
-    stats_at_R = part_stats + slot * (2 * MAX_ROWS) + row_R
-    tl.store(sums_at_RD, sums_RD, mask=is_row_R[:, None])
-    tl.store(stats_at_R, largest_R, mask=is_row_R)
-    tl.store(stats_at_R + MAX_ROWS, weight_R, mask=is_row_R)
+    """The program that leaves the last part of a piece adds all of them."""
     tl.debug_barrier()  # all threads have stored before one of them says so
     if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == last_program - first_program:
-        all_sums_RD, all_weight_R = _add_parts(
-            part_sums, part_stats, first_program, last_program, first_tile, share, MERGED_ROWS, MERGED_PARTS,
-            Q * G, MAX_ROWS, D,
+        sums_RD, weight_R = add_parts(
+            part_sums, part_stats, 0, first_program, last_program, first_tile, share, MERGED_ROWS,
+            MERGED_PARTS, Q * G, MAX_ROWS, D,
         )  # fmt: skip
-        _store_piece(
-            out, gate, gate_stride, seq, head, all_sums_RD, all_weight_R, v_scale, Q, G, K, D, MERGED_ROWS
-        )
+        _store_piece(out, gate, gate_stride, seq, head, sums_RD, weight_R, v_scale, Q, G, K, D, MERGED_ROWS)
         tl.store(counter, 0)
 
 
@@ -222,10 +185,9 @@ def _attend_piece(
     largest_R = tl.full([DOT_ROWS], NOTHING, tl.float32)
     weight_R = tl.zeros([DOT_ROWS], tl.float32)
     for tile in tl.range(from_tile, to_tile):
-        position_L = first + tile * TILE + tl.arange(0, TILE)
         sums_RD, largest_R, weight_R = attend_tile(
-            q_RD, sums_RD, largest_R, weight_R, pool, table, position_L, length, query_R, begin, scale, head,
-            K, D, BLOCK, COLUMNS, WINDOW, True,
+            q_RD, sums_RD, largest_R, weight_R, pool, table, first + tile * TILE, length, query_R, begin,
+            scale, head, K, D, BLOCK, COLUMNS, WINDOW, TILE, True,
         )  # fmt: skip
     return sums_RD, largest_R, weight_R
 
@@ -237,27 +199,27 @@ def _decode_kernel(
     B: tl.constexpr, B_POW2: tl.constexpr, Q: tl.constexpr, G: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
     BLOCK: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr, HAS_BEGINS: tl.constexpr,
     MAX_ROWS: tl.constexpr, DOT_ROWS: tl.constexpr, MERGED_ROWS: tl.constexpr, MERGED_PARTS: tl.constexpr,
-    TILE: tl.constexpr, MIN_SHARE: tl.constexpr, IS_FP8: tl.constexpr, IS_EARLY: tl.constexpr,
+    TILE: tl.constexpr, MOST_WHOLE: tl.constexpr, IS_FP8: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
-    wait_for_inputs(IS_EARLY)
-    seq_B = tl.arange(0, B_POW2)
-    length_B = tl.load(context_lens + seq_B, mask=seq_B < B, other=0)
-    begin_B = _begin_of(begins, seq_B, seq_B < B, HAS_BEGINS)
-    _, num_tiles_B = _extent(length_B, begin_B, Q, BLOCK, WINDOW, TILE)
-    end_B = tl.cumsum(tl.where(seq_B < B, num_tiles_B, 0), 0) * K
-    num_line = tl.max(end_B, 0)
-    share = tl.maximum(tl.cdiv(num_line, tl.num_programs(0)), MIN_SHARE)
+    # Lengths, tables and all keys but this step's are older than what is waited for.
+    end_B, num_line, share = line_of(
+        context_lens, begins, tl.num_programs(0), B, B_POW2, Q, K, BLOCK, WINDOW, TILE, MOST_WHOLE, HAS_BEGINS
+    )
     tile = program * share
     stop = tl.minimum(tile + share, num_line)
+    if IS_EARLY and TILE % BLOCK == 0:
+        seq, head, _, _, first, _, from_tile = piece_of(
+            tl.minimum(tile, num_line - 1), context_lens, begins, end_B,
+            B_POW2, Q, K, BLOCK, WINDOW, TILE, HAS_BEGINS,
+        )  # fmt: skip
+        table = blocks + seq.to(tl.int64) * COLUMNS
+        ask_for_tile(pool, table, first + from_tile * TILE, head, K, D, BLOCK, COLUMNS, TILE)
+    wait_for_inputs(IS_EARLY)
     while tile < stop:
-        seq = tl.sum((end_B <= tile).to(tl.int32), 0)
-        length = tl.load(context_lens + seq)
-        begin = _begin_of(begins, seq, True, HAS_BEGINS)
-        first, num_tiles = _extent(length, begin, Q, BLOCK, WINDOW, TILE)
-        in_seq = tile - (tl.sum(tl.where(seq_B == seq, end_B, 0), 0) - num_tiles * K)
-        head = in_seq // num_tiles
-        from_tile = in_seq % num_tiles
+        seq, head, length, begin, first, num_tiles, from_tile = piece_of(
+            tile, context_lens, begins, end_B, B_POW2, Q, K, BLOCK, WINDOW, TILE, HAS_BEGINS
+        )
         to_tile = tl.minimum(num_tiles, from_tile + stop - tile)
         sums_RD, largest_R, weight_R = _attend_piece(
             q, pool, blocks + seq.to(tl.int64) * COLUMNS, seq, head, length, begin, first, from_tile,
@@ -270,10 +232,15 @@ def _decode_kernel(
         if first_program == last_program:
             _store_piece(out, gate, gate_stride, seq, head, sums_RD, weight_R, v_scale, Q, G, K, D, DOT_ROWS)
         else:
-            _hand_over(
-                part_sums, part_stats, counters + seq * K + head, program, first_program, last_program,
-                first_tile, share, sums_RD, largest_R, weight_R, out, gate, gate_stride, seq, head, v_scale,
-                Q, G, K, D, MAX_ROWS, DOT_ROWS, MERGED_ROWS, MERGED_PARTS,
-            )  # fmt: skip
+            slot = part_slot(program, first_tile, share)
+            store_part(
+                part_sums, part_stats, slot, sums_RD, largest_R, weight_R, Q * G, DOT_ROWS, MAX_ROWS, D
+            )
+            if MERGED_PARTS > 0:
+                _finish_if_last(
+                    part_sums, part_stats, counters + seq * K + head, first_program, last_program, first_tile,
+                    share, out, gate, gate_stride, seq, head, v_scale,
+                    Q, G, K, D, MAX_ROWS, MERGED_ROWS, MERGED_PARTS,
+                )  # fmt: skip
         tile += to_tile - from_tile
     let_next_start(IS_EARLY)

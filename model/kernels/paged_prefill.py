@@ -95,10 +95,9 @@ def _attend_tiles(
     TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     for tile in tl.range(from_tile, to_tile):
-        position_L = first + tile * TILE + tl.arange(0, TILE)
         sums_RD, largest_R, weight_R = attend_tile(
-            q_RD, sums_RD, largest_R, weight_R, pool, table, position_L, length, query_R, begin, scale, head,
-            K, D, BLOCK, COLUMNS, WINDOW, MASKED,
+            q_RD, sums_RD, largest_R, weight_R, pool, table, first + tile * TILE, length, query_R, begin,
+            scale, head, K, D, BLOCK, COLUMNS, WINDOW, TILE, MASKED,
         )  # fmt: skip
     return sums_RD, largest_R, weight_R
 
@@ -149,4 +148,5 @@ def _prefill_kernel(
         scale, first_head // G, K, D, BLOCK, COLUMNS, WINDOW, TILE, True,
     )  # fmt: skip
     gate_at_R = gate + (start + token_R).to(tl.int64) * gate_stride + head_R
-    store_gated(out + at_R * D, gate_at_R, sums_RD, weight_R, v_scale, is_row_R, D)
+    gate_R = tl.load(gate_at_R, mask=is_row_R, other=0.0)
+    store_gated(out + at_R * D, gate_R, sums_RD, weight_R, v_scale, is_row_R, D)

@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.kernels.early_start import LINE_BYTES, ask_for_lines
+
 # Finite, so that the difference of two of them is 0 and not NaN.
 NOTHING = tl.constexpr(-1.0e30)
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -30,20 +32,55 @@ def first_position(first_query, begin, WINDOW: tl.constexpr, BLOCK: tl.constexpr
 
 
 @triton.jit
+def keys_at(
+    pool, table, start, head, is_there_L,
+    K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """Where the keys of TILE positions from `start` on are, [L]; their values are BLOCK * D behind.
+
+    `start` is a block's first position if tiles are whole blocks; then little is left to be computed for each
+    tile: the table's entry, and a multiplication.
+    """
+    offset_L = tl.arange(0, TILE)
+    if TILE % BLOCK != 0:
+        offset_L += start % BLOCK
+    column_L = start // BLOCK % COLUMNS + offset_L // BLOCK
+    if TILE // BLOCK < COLUMNS:
+        column_L = tl.where(column_L >= COLUMNS, column_L - COLUMNS, column_L)
+    else:
+        column_L = column_L % COLUMNS
+    block_L = tl.load(table + column_L, mask=is_there_L, other=0).to(tl.int64)
+    return pool + head * (2 * BLOCK * D) + block_L * (K * 2 * BLOCK * D) + offset_L % BLOCK * D
+
+
+@triton.jit
+def ask_for_tile(
+    pool, table, start, head, K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr,
+    TILE: tl.constexpr,
+):  # fmt: skip
+    """Ask for the whole blocks of a tile's keys and values to come into the L2."""
+    column_P = (start // BLOCK + tl.arange(0, TILE // BLOCK)) % COLUMNS
+    block_P = tl.load(table + column_P).to(tl.int64)
+    per_line: tl.constexpr = LINE_BYTES * 8 // pool.dtype.element_ty.primitive_bitwidth
+    line_L = tl.arange(0, 2 * BLOCK * D // per_line) * per_line
+    ask_for_lines(pool + ((block_P * K + head) * (2 * BLOCK * D))[:, None] + line_L[None, :])
+
+
+@triton.jit
 def attend_tile(
-    q_RD, sums_RD, largest_R, weight_R, pool, table, position_L, length, query_R, begin, scale, head,
+    q_RD, sums_RD, largest_R, weight_R, pool, table, start, length, query_R, begin, scale, head,
     K: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, WINDOW: tl.constexpr,
-    MASKED: tl.constexpr,
+    TILE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Add the keys and values of one tile. MASKED: some position may be past a query, or too old for it.
 
     `table` points to the sequence's row of the block table, `query_R` are the positions of the queries.
+    `start`: see `keys_at`.
     """
+    position_L = start + tl.arange(0, TILE)
     is_there_L = position_L < length
-    column_L = position_L // BLOCK % COLUMNS
-    block_L = tl.load(table + column_L, mask=is_there_L, other=0).to(tl.int64)
-    key_row_L = (block_L * K + head) * (2 * BLOCK) + position_L % BLOCK
-    key_at_LD = pool + (key_row_L * D)[:, None] + tl.arange(0, D)[None, :]
+    key_at_L = keys_at(pool, table, start, head, is_there_L, K, D, BLOCK, COLUMNS, TILE)
+    key_at_LD = key_at_L[:, None] + tl.arange(0, D)[None, :]
     k_LD = tl.load(key_at_LD, mask=is_there_L[:, None], other=0.0).to(q_RD.dtype)
     score_RL = tl.dot(q_RD, tl.trans(k_LD), input_precision="ieee")
     if MASKED:
@@ -62,11 +99,10 @@ def attend_tile(
 
 
 @triton.jit
-def store_gated(out_at_R, gate_at_R, sums_RD, weight_R, v_scale, is_row_R, D: tl.constexpr):
+def store_gated(out_at_R, gate_R, sums_RD, weight_R, v_scale, is_row_R, D: tl.constexpr):
     """Divide by the sum of weights, multiply with the sigmoid of the head gate."""
-    gate_R = tl.load(gate_at_R, mask=is_row_R, other=0.0).to(tl.float32)
     # What saw nothing has sums of 0, and is divided by 1.
-    divisor_R = (1.0 + tl.exp2(-LOG2_E * gate_R)) * tl.where(weight_R > 0, weight_R, 1.0)
+    divisor_R = (1.0 + tl.exp2(-LOG2_E * gate_R.to(tl.float32))) * tl.where(weight_R > 0, weight_R, 1.0)
     out_RD = sums_RD * (v_scale / divisor_R)[:, None]
     out_at_RD = out_at_R[:, None] + tl.arange(0, D)[None, :]
     tl.store(out_at_RD, out_RD.to(out_at_R.dtype.element_ty), mask=is_row_R[:, None])

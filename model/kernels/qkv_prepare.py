@@ -136,17 +136,23 @@ def _qkv_prepare_kernel(
     ROW_STRIDE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     E: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr, MAX: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
-    wait_for_inputs(IS_EARLY)
     token = tl.program_id(0).to(tl.int64)
+    p_P = tl.arange(0, P)
+    # Slots and angles are the step's, norms are weights: older than what is waited for.
     # Padding is masked where something is stored: to return here would make every load wait for this one.
     slot = tl.load(slots + token).to(tl.int64)
+    angles = cos_sin + token * (2 * P) + p_P
+    cos_P, sin_P = tl.load(angles), tl.load(angles + P)
     head_G = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     is_head_G = head_G < N + 2 * K
     is_q_G = head_G < N
     is_k_G = (head_G >= N) & (head_G < N + K)
     is_v_G = head_G >= N + K
+    first_scale_GP = _norm_scale(q_norm, k_norm, p_P, is_q_G, is_k_G)
+    second_scale_GP = _norm_scale(q_norm, k_norm, P + p_P, is_q_G, is_k_G)
+    wait_for_inputs(IS_EARLY)
+    let_next_start(IS_EARLY)
     from_G = qkvg + token * ROW_STRIDE + head_G * D
-    p_P = tl.arange(0, P)
     first_GP = tl.load(from_G[:, None] + p_P[None, :], mask=is_head_G[:, None], other=0.0).to(tl.float32)
     second_GP = tl.load(from_G[:, None] + (P + p_P)[None, :], mask=is_head_G[:, None], other=0.0).to(
         tl.float32
@@ -157,12 +163,10 @@ def _qkv_prepare_kernel(
         rest_GE = tl.load(from_G[:, None] + e_E[None, :], mask=is_head_G[:, None], other=0.0).to(tl.float32)
         squares_G += tl.sum(rest_GE * rest_GE, 1)
     inverse_G = tl.where(is_v_G, 1.0, tl.rsqrt(squares_G / D + eps))[:, None]
-    first_GP = first_GP * inverse_G * _norm_scale(q_norm, k_norm, p_P, is_q_G, is_k_G)
-    second_GP = second_GP * inverse_G * _norm_scale(q_norm, k_norm, P + p_P, is_q_G, is_k_G)
-    angles = cos_sin + token * (2 * P) + p_P
-    cos_GP = tl.where(is_v_G[:, None], 1.0, tl.load(angles)[None, :])
-    sin_GP = tl.where(is_v_G[:, None], 0.0, tl.load(angles + P)[None, :])
-    let_next_start(IS_EARLY)
+    first_GP = first_GP * inverse_G * first_scale_GP
+    second_GP = second_GP * inverse_G * second_scale_GP
+    cos_GP = tl.where(is_v_G[:, None], 1.0, cos_P[None, :])
+    sin_GP = tl.where(is_v_G[:, None], 0.0, sin_P[None, :])
     # The cache: [block, head, key or value, offset, D].
     kv_head_G = tl.where(is_v_G, head_G - N - K, head_G - N).to(tl.int64)
     pool_row_G = ((slot // BLOCK * K + kv_head_G) * 2 + is_v_G.to(tl.int64)) * BLOCK + slot % BLOCK

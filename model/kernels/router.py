@@ -16,7 +16,12 @@ import torch
 import triton
 import triton.language as tl
 
-from model.kernels.early_start import early_launch, let_next_start, prefetch_rows, wait_for_inputs
+from model.kernels.early_start import (
+    early_launch,
+    let_next_start,
+    prefetch_rows,
+    wait_for_inputs,
+)
 from model.kernels.gemv import gemv, sum_of_chunks
 from model.kernels.linear_config import LOAD_BYTES, WARP_SIZE, Workspace, split_columns
 from model.kernels.noise import GAMMA, mix
@@ -205,6 +210,7 @@ def _choose_kernel(
     IS_UNIFORM: tl.constexpr, SPLITS: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     wait_for_inputs(IS_EARLY)
+    let_next_start(IS_EARLY)
     _choose_row(
         partials, bias, expert_ids, weights, positions, step_1, seed, layer, tl.program_id(0), num_tokens,
         E, EP, K, KP, HAS_POSITIONS, IS_UNIFORM, SPLITS,

@@ -96,14 +96,19 @@ def gumbel(rows: SamplingRows, ids_1V: torch.Tensor) -> torch.Tensor:
     return uniform_TV.log_().neg_().log_().neg_()
 
 
+def best_tokens(sampled: Candidates, num_rows: int) -> torch.Tensor:
+    """The best token of each row over ranks, of equals the lowest id: int32 [T]."""
+    ids_RT, scores_RT = sampled.token_ids.view(-1, num_rows), sampled.scores.view(-1, num_rows)
+    is_best_RT = scores_RT == scores_RT.amax(0)
+    return ids_RT.masked_fill(~is_best_RT, torch.iinfo(torch.int32).max).amin(0)
+
+
 def advance(rows: DecodeRows, sampled: Candidates) -> None:
     """Make the sampled tokens the next step's input: token, position, lengths, cache slots.
 
     Of candidates [R, T] the best of each row is taken, of equals the lowest id.
     """
-    ids_RT, scores_RT = sampled.token_ids.view(-1, len(rows.token_ids_T)), sampled.scores
-    is_best_RT = scores_RT.view(ids_RT.shape) == scores_RT.view(ids_RT.shape).amax(0)
-    ids_T = ids_RT.masked_fill(~is_best_RT, torch.iinfo(torch.int32).max).amin(0)
+    ids_T = best_tokens(sampled, len(rows.token_ids_T))
     is_real_T = rows.positions_T >= 0
     rows.token_ids_T.copy_(torch.where(is_real_T, ids_T.to(rows.token_ids_T), rows.token_ids_T))
     for counts_T in (rows.positions_T, rows.context_lens_T, rows.num_outputs_T):

@@ -14,7 +14,7 @@ import torch
 
 from model.device import ops_triton
 from model.device.decoder import DeviceDecoder
-from model.device.exchange import Alone
+from model.device.exchange import Addends, Alone
 from model.device.layout import KVLayout, allocate_pools
 from model.device.ops import Ops
 from model.device.random_weights import random_weights
@@ -39,17 +39,17 @@ class PretendedExchange(Alone):
 
     def add_norm(
         self,
-        part_TH: torch.Tensor,
+        addends: Addends,
         ops: Ops,
         hidden_TH: torch.Tensor,
         norm: InputNorm,
         normed_TH: torch.Tensor,
     ) -> None:
-        num_rows, width = part_TH.shape
+        num_rows, width = hidden_TH.shape[0], hidden_TH.shape[1] // 2
         own = torch.zeros(Inboxes.num_words(2, num_rows, width), dtype=torch.int64)
         turns_T = torch.zeros(num_rows, dtype=torch.int64)
         inboxes = Inboxes(0, torch.zeros(2, dtype=torch.int64), own, turns_T, num_rows, width)
-        sum_add_norm(part_TH, inboxes, hidden_TH, norm, normed_TH)
+        sum_add_norm(addends.deltas_PTH, inboxes, hidden_TH, norm, normed_TH, addends.routed)
 
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         return out

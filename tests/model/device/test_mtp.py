@@ -11,10 +11,10 @@ from model.device import ops_plain
 from model.device.decoder import DeviceDecoder
 from model.device.exchange import Alone
 from model.device.layout import KINDS, KVLayout, allocate_pools
-from model.device.mtp import accept, draft_and_advance
 from model.device.prefill import prefill
 from model.device.random_weights import random_weights
 from model.device.state import StepRows, allocate_scratch
+from model.device.verify import VerifyRows, verify_step
 from model.device.weights import Formats, Share
 from model.net.mtp import MTP
 from tests.model.device.pack_decoder import pack_decoder, pack_mtp
@@ -41,15 +41,19 @@ def test_tokens_are_those_of_single_steps_whatever_is_drafted(draft: str) -> Non
     layout = KVLayout.for_lengths(text, 2, 80, 32)
     pools = allocate_pools(text, weights.share, layout, torch.float32, CPU, with_mtp=True)
     engine = DeviceDecoder(weights, pools, ops_plain, Alone())
-    first, rows = (StepRows.allocate(2, queries, layout.num_columns, CPU) for queries in (1, 4))
-    for step in (first, rows):
+    first = StepRows.allocate(2, 1, layout.num_columns, CPU)
+    rows = VerifyRows.allocate(2, 4, layout.num_columns, CPU)
+    for step in (first, rows.step):
         for kind in KINDS:
             step.sequences[kind].blocks_BM.copy_(layout.blocks(kind, CPU))
     large = allocate_scratch(weights, ops_plain, 64, 1, torch.float32, is_prefill=True)
     prefill(engine, first, large, prompts, 64, 32)
     answers = [[int(token)] for token in first.token_ids_T]
-    for seq, prompt in enumerate(prompts):
-        rows.set_sequence(seq, [answers[seq][0], 1, 2, 3], len(prompt))
+    lengths = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int32)
+    rows.base_B.copy_(lengths)
+    rows.prompts_B.copy_(lengths)
+    rows.limits_B.fill_(3)
+    rows.tokens_BQ.copy_(torch.tensor([[answer[0], 1, 2, 3] for answer in answers]))
     scratch = allocate_scratch(weights, ops_plain, 2, 4, torch.float32, is_prefill=False)
     counts = []
     for _ in range(3):
@@ -58,15 +62,14 @@ def test_tokens_are_those_of_single_steps_whatever_is_drafted(draft: str) -> Non
                 known = list(prompt) + answers[seq]
                 while len(known) < len(prompt) + len(answers[seq]) + 3:
                     known.append(int(logits_of(decoder, known)[-1].argmax()))
-                rows.token_ids_T[seq * 4 : seq * 4 + 4] = torch.tensor(known[-4:], dtype=torch.int32)
-        accepted = accept(rows, engine.decode_step(rows, scratch))
+                rows.tokens_BQ[seq] = torch.tensor(known[-4:], dtype=torch.int32)
+        verify_step(engine, rows, scratch)
         for seq, answer in enumerate(answers):
-            answer.extend(accepted.following_BQ[seq, : int(accepted.counts_B[seq]) + 1].tolist())
-        counts += accepted.counts_B.tolist()
-        draft_and_advance(engine, rows, scratch, accepted)
-        assert rows.token_ids_T.view(2, 4)[:, 0].tolist() == [answer[-1] for answer in answers]
-        assert rows.context_lens_B.tolist() == [
-            len(prompt) + len(answer) + 3 for prompt, answer in zip(prompts, answers, strict=True)
+            answer.extend(rows.following_BQ[seq, : int(rows.counts_B[seq]) + 1].tolist())
+        counts += rows.counts_B.tolist()
+        assert rows.tokens_BQ[:, 0].tolist() == [answer[-1] for answer in answers]
+        assert rows.base_B.tolist() == [
+            len(prompt) + len(answer) - 1 for prompt, answer in zip(prompts, answers, strict=True)
         ]
     assert counts == [3] * 6 if draft == "right" else min(counts) < 3
     for prompt, answer in zip(prompts, answers, strict=True):
@@ -84,14 +87,19 @@ def test_drafts_are_those_of_the_cpu_chain() -> None:
     layout = KVLayout.for_lengths(text, 1, 16, 4)
     pools = allocate_pools(text, weights.share, layout, torch.float32, CPU, with_mtp=True)
     engine = DeviceDecoder(weights, pools, ops_plain, Alone())
-    rows = StepRows.allocate(1, 4, layout.num_columns, CPU)
+    rows = VerifyRows.allocate(1, 4, layout.num_columns, CPU)
     for kind in KINDS:
-        rows.sequences[kind].blocks_BM.copy_(layout.blocks(kind, CPU))
+        rows.step.sequences[kind].blocks_BM.copy_(layout.blocks(kind, CPU))
     scratch = allocate_scratch(weights, ops_plain, 1, 4, torch.float32, is_prefill=False)
-    tokens = prompts_of(text, (4,))[0]
-    rows.set_sequence(0, tokens, 0)
-    accepted = accept(rows, engine.decode_step(rows, scratch), fixed_count=3)
-    following = accepted.following_BQ[0].tolist()
+    tokens = list(prompts_of(text, (1,))[0])
+    while len(tokens) < 4:  # drafts that hold
+        tokens.append(int(logits_of(decoder, tokens)[-1].argmax()))
+    rows.tokens_BQ.copy_(torch.tensor([tokens]))
+    rows.base_B.fill_(0)
+    rows.prompts_B.fill_(1)
+    rows.limits_B.fill_(3)
+    verify_step(engine, rows, scratch)
+    following = rows.following_BQ[0].tolist()
     _, hidden_TH = forward(decoder, tokens)
     drafts = []
     for layer in chain.layers:
@@ -99,5 +107,5 @@ def test_drafts_are_those_of_the_cpu_chain() -> None:
         hidden_TH = run_block(layer.block, decoder, joined_TH)
         drafts.append(int(layer.logits(hidden_TH)[-1].argmax()))
         following = [*following[1:], drafts[-1]]
-    draft_and_advance(engine, rows, scratch, accepted)
-    assert rows.token_ids_T.tolist()[1:] == drafts
+    assert rows.counts_B.tolist() == [3]
+    assert rows.tokens_BQ[0].tolist()[1:] == drafts

@@ -78,9 +78,18 @@ def test_any_cache_type(dtype: torch.dtype, window: int | None, generator: torch
     check(Case((70, 0, 31, 129), window=window, dtype=dtype, num_queries=2), generator)
 
 
+@pytest.mark.parametrize("adds_apart", [False, True])
 @pytest.mark.parametrize("num_programs", [1, 2, 3, 11, 64])
-def test_any_cut_of_the_work_gives_the_sum(num_programs: int, generator: torch.Generator) -> None:
-    check(Case((300, 5, 0, 33), group_size=4), generator, num_programs)
+def test_any_cut_of_the_work_gives_the_sum(
+    num_programs: int, adds_apart: bool, generator: torch.Generator
+) -> None:
+    tuning = replace(TUNING, most_whole=1, adds_apart=adds_apart)
+    check(Case((300, 5, 0, 33), group_size=4, num_queries=2), generator, num_programs, tuning)
+
+
+def test_more_parts_than_are_added_at_a_time(generator: torch.Generator) -> None:
+    tuning = replace(TUNING, tile=16, most_whole=1, adds_apart=True)
+    check(Case((700, 3), group_size=2, num_kv_heads=1), generator, 60, tuning)
 
 
 def test_sixteen_tokens_are_a_few(generator: torch.Generator) -> None:
@@ -106,7 +115,10 @@ def test_random_shapes(generator: torch.Generator) -> None:
             window=draw.choice([None, 1, 16, 17, 50]),
             num_queries=draw.randint(1, 4),
         )
-        tuning = replace(TUNING, tile=draw.choice([16, 32, 64]), min_share=draw.choice([1, 1, 3]))
+        tuning = replace(
+            TUNING, tile=draw.choice([16, 32, 64]), most_whole=draw.choice([1, 4, 8]),
+            adds_apart=draw.choice([False, True]),
+        )  # fmt: skip
         check(case, generator, draw.randint(1, 12), tuning)
 
 

@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 pytest.importorskip("triton")
 
 import tests.model.kernels.interpreter  # noqa: F401 - repairs it
 from model.kernels.linear_config import InputNorm
+from model.kernels.norms_plain import RoutedRows
 from model.kernels.norms_plain import add_norm as plain
 from model.kernels.peer import WORDS_OF_CANDIDATE, Inboxes, gather_candidates, sum_add_norm
 from model.kernels.sample_plain import Candidates
+from tests.model.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available(), reason="processes share no CPU memory with kernels"
 )
 
 RANKS, HIDDEN, MOST_ROWS = 2, 96, 4
-TURNS = (1, 4, 2, 1, 3, 1)  # rows of each turn: some rows have had more turns than others
+TURNS = (1, 4, 2, 1, 3, 1, *(1, 2) * 9)  # rows of each turn: some rows have had more turns than others
 
 
 def inboxes_of(rank: int, shared: list[torch.Tensor], num_rows: int, width: int) -> Inboxes:
@@ -32,18 +33,31 @@ def inboxes_of(rank: int, shared: list[torch.Tensor], num_rows: int, width: int)
     return Inboxes(rank, addresses_R, shared[rank], turns_T, num_rows, width)
 
 
-def part_of(rank: int, turn: int, num_rows: int) -> torch.Tensor:
+def parts_of(rank: int, turn: int, num_rows: int) -> tuple[torch.Tensor, RoutedRows | None]:
+    """One delta or two, with rows of a rank's experts in every other turn."""
     generator = torch.Generator().manual_seed(100 * turn + rank)
-    return torch.randn(num_rows, HIDDEN, generator=generator)
+    deltas_PTH = torch.randn(1 + turn % 3 // 2, num_rows, HIDDEN, generator=generator)
+    if turn % 2 == 0:
+        return deltas_PTH, None
+    ids_TK = torch.rand(num_rows, 6, generator=generator).argsort(-1)[:, :3].sort(-1).values.int()
+    rows_RH = torch.randn(num_rows * 3, HIDDEN, generator=generator)
+    weights_TK = torch.rand(num_rows, 3, generator=generator)
+    return deltas_PTH, RoutedRows(rows_RH, ids_TK, weights_TK, rank * 3, 3, 2.5)
+
+
+def rounded(sum_TH: torch.Tensor) -> torch.Tensor:
+    """30 bits of float32."""
+    return ((sum_TH.contiguous().view(torch.int32) + 2) & ~3).view(torch.float32)
 
 
 def sums(rank: int, shared: list[torch.Tensor], results: torch.Tensor) -> None:
-    inboxes = inboxes_of(rank, shared, MOST_ROWS, HIDDEN)
+    inboxes = inboxes_of(rank, shared, MOST_ROWS, HIDDEN // 2)
     norm = InputNorm(torch.linspace(0.5, 1.5, HIDDEN), 1e-5)
     for turn, num_rows in enumerate(TURNS):
         hidden_TH = torch.full((num_rows, HIDDEN), float(turn))
         normed_TH = torch.empty(num_rows, HIDDEN)
-        sum_add_norm(part_of(rank, turn, num_rows), inboxes, hidden_TH, norm, normed_TH)
+        deltas_PTH, routed = parts_of(rank, turn, num_rows)
+        sum_add_norm(deltas_PTH, inboxes, hidden_TH, norm, normed_TH, routed)
         results[rank, turn, 0, :num_rows], results[rank, turn, 1, :num_rows] = hidden_TH, normed_TH
 
 
@@ -65,21 +79,24 @@ def candidates_of(rank: int, turn: int, count: int) -> Candidates:
 def in_two_processes(run: object, num_words: int, results: torch.Tensor) -> torch.Tensor:
     shared = [torch.zeros(num_words, dtype=torch.int64).share_memory_() for _ in range(RANKS)]
     results.share_memory_()
-    mp.spawn(run, args=(shared, results), nprocs=RANKS)
+    run_ranks(run, shared, results, num_ranks=RANKS)
     return results
 
 
 def test_every_rank_has_the_sum_of_all_parts_and_its_norm() -> None:
-    num_words = Inboxes.num_words(RANKS, MOST_ROWS, HIDDEN)
+    num_words = Inboxes.num_words(RANKS, MOST_ROWS, HIDDEN // 2)
     results = in_two_processes(sums, num_words, torch.zeros(RANKS, len(TURNS), 2, MOST_ROWS, HIDDEN))
     assert torch.equal(results[0], results[1])
     norm = InputNorm(torch.linspace(0.5, 1.5, HIDDEN), 1e-5)
     for turn, num_rows in enumerate(TURNS):
         hidden_TH = torch.full((num_rows, HIDDEN), float(turn))
         normed_TH = torch.empty(num_rows, HIDDEN)
-        parts = torch.stack([part_of(rank, turn, num_rows) for rank in range(RANKS)])
-        plain(hidden_TH, hidden_TH, deltas_PTH=parts, norm=norm, normed_TH=normed_TH)
-        assert torch.equal(results[0, turn, 0, :num_rows], hidden_TH)
+        parts = torch.zeros(RANKS, num_rows, HIDDEN)
+        for rank in range(RANKS):
+            deltas_PTH, routed = parts_of(rank, turn, num_rows)
+            plain(None, parts[rank], deltas_PTH=deltas_PTH, routed=routed)
+        plain(hidden_TH, hidden_TH, deltas_PTH=rounded(parts), norm=norm, normed_TH=normed_TH)
+        torch.testing.assert_close(results[0, turn, 0, :num_rows], hidden_TH, rtol=1e-6, atol=2e-6)
         torch.testing.assert_close(results[0, turn, 1, :num_rows], normed_TH, rtol=1e-5, atol=1e-6)
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.runner import Rank as Runner
+    from model.sched.step import RankResult, Step
 
 log = logging.getLogger("fluyt.shard")
 
@@ -132,13 +133,22 @@ class Rank:
 
 
 class _TensorWorker:
-    """A runner that is given embeddings as they came off the wire."""
+    """A runner that works on its own GPU, and is given embeddings as they came off the wire."""
 
-    def __init__(self, runner: Runner) -> None:
-        self.run = runner.run
+    def __init__(self, runner: Runner, device: torch.device) -> None:
+        self._run = runner.run
         self.drop_embedding = runner.drop_embedding
         self.reset = runner.reset
         self._put_embedding = runner.put_embedding
+        self._device = device
+
+    def run(self, step: Step) -> RankResult:
+        """See `Worker.run`."""
+        import torch
+
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # each thread has its own, and this one did not load
+        return self._run(step)
 
     def put_embedding(self, key: str, rows_RH: Any) -> None:
         """numpy [R, H] -> tensor of the same memory."""
@@ -250,7 +260,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
     sizes = scheduler_config(checkpoint.config.text, options, has_mtp=checkpoint.has_mtp)
     worker = make_rank(directory, options, config.gang.threads_per_rank, gang.rank, group)
     return _Loaded(
-        _TensorWorker(worker),
+        _TensorWorker(worker, device),
         Identity(
             gang_id=gang.gang_id,
             rank=gang.rank,

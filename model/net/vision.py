@@ -97,7 +97,8 @@ class VisionTower(nn.Module):
     def encode(self, image: TiledImage) -> torch.Tensor:
         """All rows of one image [num_rows, H]: its tiles in order, then the global view."""
         views = [*image.tile_pixels.split(VIEWS_AT_ONCE), image.global_pixels[None]]
-        return torch.cat([self(view).flatten(0, 1) for view in views if view.shape[0]])
+        device = self.patch_weight.device
+        return torch.cat([self(view.to(device)).flatten(0, 1) for view in views if view.shape[0]])
 
     def _position_table(self, grid: int) -> torch.Tensor:
         """Learned positions [P, C], resized bilinearly where the view is not the global one."""

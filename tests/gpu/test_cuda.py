@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from model.nano.shape import NUM_TEXT_IDS, Shape
 from model.nano.write import write_model
 from model.options import EngineOptions
+from model.text.images import ImageLimits, tile_image
 from model.weights import Checkpoint, load_vision, open_checkpoint
 from tests.model.harness import greedy, local_runner, random_prompts, run
 
@@ -66,4 +69,13 @@ def test_the_vision_tower_gives_the_rows_of_the_cpu(checkpoint: Checkpoint) -> N
     views = torch.randn(2, 3, 504, 504, generator=torch.Generator().manual_seed(0))
     expected = load_vision(checkpoint, torch.float32, CPU)(views)
     rows = load_vision(checkpoint, torch.float32, CUDA)(views.cuda()).cpu()
+    torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_image_is_encoded_as_on_the_cpu(checkpoint: Checkpoint) -> None:
+    data = BytesIO()
+    Image.effect_noise((900, 700), 60).save(data, "PNG")
+    image = tile_image(data.getvalue(), ImageLimits())
+    expected = load_vision(checkpoint, torch.float32, CPU).encode(image)
+    rows = load_vision(checkpoint, torch.float32, CUDA).encode(image).cpu()
     torch.testing.assert_close(rows, expected, rtol=1e-3, atol=1e-3)

@@ -71,6 +71,10 @@ class BlockPool:
         """Blocks to be had now, or as soon as the steps in flight have returned."""
         return self.num_free + len(self._cooling)
 
+    def has_idle(self, blocks: Iterable[int]) -> bool:
+        """Whether prefixes alone have one of these."""
+        return not self._idle.isdisjoint(blocks)
+
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks for a sequence; the caller has looked at `num_at_once`."""
         assert 0 <= count <= len(self._free), (count, len(self._free))

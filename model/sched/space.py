@@ -97,6 +97,7 @@ class Space:
         prefix = self._longest_prefix(seq)
         if prefix is None:
             return
+        self.prefixes.use(prefix, _names(seq), seq.seq_id)
         self.full.share(prefix.full_blocks)
         self.sliding.share(prefix.sliding_blocks)
         seq.full_blocks, seq.sliding_blocks = list(prefix.full_blocks), list(prefix.sliding_blocks)
@@ -137,7 +138,8 @@ class Space:
             self._keep(seq, seq.chain.names[num_full - 1], num_full * self.config.block_size)
 
     def _keep(self, seq: Sequence, name: bytes, num_tokens: int) -> None:
-        self.prefixes.keep(name, num_tokens, seq.full_blocks, seq.sliding_blocks, seq.num_sliding_freed)
+        held = seq.full_blocks, seq.sliding_blocks, seq.num_sliding_freed
+        self.prefixes.keep(name, _names(seq), num_tokens, *held)
 
     def _share_prompt(self, seq: Sequence) -> None:
         """The prompt is complete but for its last token, which each sample computes for itself."""
@@ -234,3 +236,7 @@ class Space:
         assert seq.num_sliding_freed + len(seq.sliding_blocks) == len(seq.full_blocks), seq
         assert len(seq.sliding_blocks) <= config.sliding_bound, seq
         assert 0 <= seq.num_computed <= min(seq.num_known, seq.num_positions), seq
+
+
+def _names(seq: Sequence) -> list[bytes]:
+    return [] if seq.chain is None else seq.chain.names

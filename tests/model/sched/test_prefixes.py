@@ -112,4 +112,5 @@ def test_books_stay_small_whatever_comes():
     assert prefixes is not None
     assert 0 < len(prefixes) <= 64
     assert sum(prefixes._num_by_length.values()) == len(prefixes)
+    assert sorted(prefixes._num_by_length) == prefixes._lengths
     bench.assert_idle()

@@ -240,6 +240,7 @@ def _admitted_to_proto(sequence: AdmittedSequence) -> steps.PlannedSequence:
         prompt_ids=sequence.prompt_ids,
         sampling=sampling_to_proto(sequence.sampling),
         images=[_image_to_proto(span) for span in sequence.images],
+        borders=sequence.borders,
     )
 
 
@@ -249,6 +250,7 @@ def _admitted_from_proto(message: steps.PlannedSequence) -> AdmittedSequence:
         prompt_ids=tuple(message.prompt_ids),
         sampling=sampling_from_proto(message.sampling),
         images=tuple(_image_from_proto(image) for image in message.images),
+        borders=tuple(message.borders),
     )
 
 

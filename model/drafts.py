@@ -1,11 +1,15 @@
 """The MTP layers of a rank at work: from what the decoder has computed to tokens that may come next.
 
-    decoder -> hidden rows, kept -> draft(): MTP layers over the kept rows -> drafts -> decoder verifies
+    decoder -> hidden rows, kept -> draft(): MTP layers over those they lack -> drafts -> decoder verifies
 
 Layer i at position t joins the token at t + 1 + i with the row of the layer before. The last rows of a round
 are made from drafts; they are provisional and made again in the next round, from the tokens that came
 (model-facts: chain of three heads). Drafting is late: right before the step that verifies, so
 that nothing is drafted for a step that does not come.
+
+The decoder's rows are kept where keys of sliding layers are, a window of them and more for every sequence and
+every prefix. So one that begins behind a prefix drafts as if it had computed it; what MTP layers have of it
+from another sequence is not made again.
 
 Shapes: R rows of all sequences, B sequences, H hidden, V vocabulary.
 """
@@ -22,54 +26,82 @@ from model.batching import Span, group_batch, image_rows
 from model.live import LiveSequence
 from model.masks import MaskWorker
 from model.net.decoder import Decoder
+from model.net.kv import KVCache
 from model.net.mtp import MTP, MTPLayer
 from model.sampler import sample
+from model.sched.step import SequenceWork
+from model.shown_rows import ShownRows
 
 
 class Drafter:
-    """Drafts for the sequences of one rank. `pools`: MTP layers' caches, in slots of the sliding group."""
+    """Drafts for the sequences of one rank. `cache`: with pools of MTP layers and of hidden rows."""
 
-    def __init__(self, mtp: MTP, decoder: Decoder, pools: Sequence[torch.Tensor]) -> None:
+    def __init__(self, mtp: MTP, decoder: Decoder, cache: KVCache) -> None:
+        assert cache.hidden_XH is not None, "a cache for plans without drafts"
         self._layers = [layer for layer in mtp.layers if isinstance(layer, MTPLayer)]
         self._decoder = decoder
-        self._pools = pools
+        self._pools = cache.pools[len(decoder.text.layers) :]
+        self._hidden_XH = cache.hidden_XH
+        self._shown = ShownRows(cache.hidden_XH.shape[0] // cache.block_size, cache.block_size)
         self._window = decoder.text.window
         self._rope = decoder.ropes["sliding"]
         self._masks = MaskWorker()
 
-    def keep(self, seq: LiveSequence, rows_RH: torch.Tensor, start: int) -> None:
-        """Take the decoder's rows (before its final norm) of positions that hold known tokens.
+    def take(self, seq: LiveSequence, work: SequenceWork) -> None:
+        """A step has brought blocks, which are in the sequence's tables."""
+        blocks, table = work.new_sliding_blocks, seq.sliding
+        first_logical = table.num_slots // table.block_size - len(blocks)
+        self._shown.take(blocks, first_logical, work.start if work.begins else 0)
 
-        A window of them is kept while a sequence does not draft: with 128 rows of context instead, the third
-        draft held in 54 % of the steps, not in 90 %.
-        """
-        seq.draft_state.add(rows_RH, start, self._window)
+    def copied(self, source: int, target: int) -> None:
+        """A block of the sliding group was copied in all pools."""
+        self._shown.copy(source, target)
+
+    def keep(self, rows_TH: torch.Tensor, slots_T: torch.Tensor) -> None:
+        """Take the decoder's rows (before its final norm); those of failed drafts are written again."""
+        self._hidden_XH[slots_T] = rows_TH
 
     def draft(self, seqs: Sequence[LiveSequence], embeddings: Mapping[str, torch.Tensor]) -> None:
         """Set `drafts` of every sequence: one token of each layer, drawn as the real one will be."""
-        spans = _spans(seqs)
+        pieces = [self._pieces(seq) for seq in seqs]
+        owners = [seq for seq, own in zip(seqs, pieces, strict=True) for _ in own]
+        spans = _spans(owners, [piece for own in pieces for piece in own])
         device = self._decoder.embedding.device
         group = on_device(group_batch(spans, self._window), device)
         positions_R = torch.cat([torch.arange(span.start, span.stop) for span in spans]).to(device)
-        hidden_RH = torch.cat([piece for seq in seqs for piece in seq.draft_state.pieces])
-        kept_RH = hidden_RH
+        hidden_RH = self._hidden_XH[group.write_slots_T]
         cos_sin = self._rope(positions_R, hidden_RH.dtype)
-        last_B = torch.tensor([span.first_row + span.num_tokens - 1 for span in spans], device=device)
+        lengths_B = [sum(stop - start for start, stop in own) for own in pieces]
+        last_B = torch.tensor(lengths_B, device=device).cumsum(0) - 1
         for seq in seqs:
             seq.drafts = []
         for index, (layer, pool) in enumerate(zip(self._layers, self._pools, strict=True)):
             rows = [seq.row.ahead(seq.drafts) for seq in seqs]
             masked = self._masks.begin(rows)
-            embedded_RH = self._embed(seqs, spans, 1 + index, embeddings)
+            embedded_RH = self._embed(owners, spans, 1 + index, embeddings)
             hidden_RH = _run(layer, layer.join(embedded_RH, hidden_RH), cos_sin, pool, group)
             logits_BV = layer.logits(hidden_RH[last_B])
             if masked is not None:
                 masked.result()
             for seq, (token_id, _) in zip(seqs, sample(logits_BV, rows), strict=True):
                 seq.drafts.append(token_id)
-        for seq, span in zip(seqs, spans, strict=True):
-            rows_RH = kept_RH[span.first_row : span.first_row + span.num_tokens]
-            seq.draft_state.caught_up(rows_RH, len(self._layers) - 1)
+
+    def _pieces(self, seq: LiveSequence) -> list[tuple[int, int]]:
+        """Positions that MTP layers have to see before they draft: what they lack of a window.
+
+        They see the last ones provisionally. The others count as seen from here on, for sequences that share
+        them and draft in the same pass: a layer writes the keys of all rows before any row attends.
+        """
+        state, block_at, end = seq.draft_state, seq.sliding.block, len(seq.token_ids) - 1
+        # With 128 rows of context instead, the third draft of pages held in 54 % of the steps, not in 90 %.
+        oldest = max(0, end - self._window)
+        if state.first < oldest:
+            state.begins = state.first = oldest
+        pieces = self._shown.missing(block_at, state.first, end)
+        first = max(state.first, end - (len(self._layers) - 1))
+        self._shown.show(block_at, state.begins, state.first, first)
+        state.first = first
+        return pieces
 
     def _embed(
         self,
@@ -92,14 +124,11 @@ class Drafter:
         return embedded_RH
 
 
-def _spans(seqs: Sequence[LiveSequence]) -> list[Span]:
+def _spans(owners: Sequence[LiveSequence], pieces: Sequence[tuple[int, int]]) -> list[Span]:
     spans, num_rows = [], 0
-    for seq in seqs:
-        state = seq.draft_state
-        stop = state.first + state.num_rows
-        assert stop == len(seq.token_ids) - 1, (stop, len(seq.token_ids))
-        spans.append(Span(seq.sliding, num_rows, state.first, stop, state.begins))
-        num_rows += state.num_rows
+    for seq, (start, stop) in zip(owners, pieces, strict=True):
+        spans.append(Span(seq.sliding, num_rows, start, stop, seq.draft_state.begins))
+        num_rows += stop - start
     return spans
 
 

@@ -1,14 +1,10 @@
-"""What a rank remembers about a sequence between steps.
-
-Shapes: R rows, H hidden.
-"""
+"""What a rank remembers about a sequence between steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from model.masks import TokenMasks
@@ -42,6 +38,11 @@ class SlotTable:
         """Forget every block: the sequence is recomputed from its first token."""
         self.num_slots = 0
 
+    def block(self, logical: int) -> int:
+        """The block that holds positions from `logical * block_size` on."""
+        first = logical * self.block_size
+        return int(self.span(first, first + 1)[0]) // self.block_size
+
     def span(self, start: int, stop: int) -> Slots:
         """Slots of positions [start, stop)."""
         assert stop <= self.num_slots, (start, stop, self.num_slots)
@@ -50,38 +51,10 @@ class SlotTable:
 
 @dataclass
 class DraftState:
-    """What a sequence's MTP layers have not seen for good: rows of positions [first, first + their number).
+    """MTP layers hold positions [begins, first) of a sequence for good, and provisionally some after."""
 
-    The layers' caches hold positions [begins, first) and, provisionally, some after.
-    """
-
-    pieces: list[torch.Tensor] = field(default_factory=list)
-    first: int = 0
     begins: int = 0
-    num_rows: int = 0
-
-    def add(self, rows_RH: torch.Tensor, start: int, most_rows: int) -> None:
-        """The decoder has computed positions from `start` on; the oldest rows go."""
-        assert start == self.first + self.num_rows, (start, self.first, self.num_rows)
-        self.pieces.append(rows_RH)
-        self.num_rows += rows_RH.shape[0]
-        num_over = self.num_rows - most_rows
-        while num_over > 0:
-            num_dropped = min(num_over, self.pieces[0].shape[0])
-            self.pieces[0] = self.pieces[0][num_dropped:]
-            if not self.pieces[0].shape[0]:
-                del self.pieces[0]
-            self.first += num_dropped
-            self.num_rows -= num_dropped
-            self.begins = self.first  # between the cache and the rows kept there is a gap now
-            num_over -= num_dropped
-
-    def caught_up(self, rows_RH: torch.Tensor, num_provisional: int) -> None:
-        """The layers have seen all rows, the last ones provisionally: these are kept."""
-        num_kept = min(num_provisional, self.num_rows)
-        self.pieces = [rows_RH[self.num_rows - num_kept :]] if num_kept else []
-        self.first += self.num_rows - num_kept
-        self.num_rows = num_kept
+    first: int = 0
 
 
 @dataclass
@@ -124,7 +97,6 @@ class LiveSequence:
         if work.begins:
             self.full.clear()
             self.sliding.clear()
-            # The decoder's rows of a prefix are not kept: MTP layers see what comes after it.
-            self.draft_state = DraftState(first=work.start, begins=work.start)
+            self.draft_state = DraftState()
         self.full.append(work.new_full_blocks)
         self.sliding.append(work.new_sliding_blocks)

@@ -32,7 +32,7 @@ from model.net.kv import KVCache
 from model.options import EngineOptions, scheduler_config
 from model.placement import ExpertMap
 from model.sampler import SampleRow, sample
-from model.sched.step import RankResult, SequenceOutput, SequenceWork, Step, StepResult
+from model.sched.step import BlockCopy, RankResult, SequenceOutput, SequenceWork, Step, StepResult
 from model.scoring import score_prompts
 from model.text.grammars import Grammars
 from model.types import TokenLogprob
@@ -79,16 +79,15 @@ class RankRunner:
         """Compute this rank's share of `step`; takes part in every exchange even with no tokens."""
         share = step.ranks[self._rank]
         for copy in share.copies:
-            text = self._decoder.text
-            every = (*text.layers, *text.mtp_layers)[: len(self._cache.pools)]
-            layers = [layer.index for layer in every if layer.attention == copy.group]
-            self._cache.copy_block(tuple(layers), copy.source, copy.target)
+            self._copy_block(copy)
         for admitted in share.admitted:
             masks = TokenMasks.of(admitted.sampling, self._grammars)
             self._live[admitted.seq_id] = LiveSequence.admit(admitted, self._cache.block_size, masks)
         works = [(self._live[work.seq_id], work) for work in share.work]
         for seq, work in works:
             seq.extend_tables(work)
+            if self._drafter is not None:
+                self._drafter.take(seq, work)
         drafting = [seq for seq, work in works if work.num_drafts]
         if drafting:
             assert self._drafter is not None, "the plan has drafts, this rank has no MTP layers"
@@ -104,23 +103,16 @@ class RankRunner:
             masked.result()
         prompts = score_prompts(self._decoder, x_TH, works, starts)
         outputs = _outputs(sampling, rows, sample(logits_SV, rows))
-        self._keep_rows(x_TH, works, starts)
+        if self._drafter is not None:
+            self._drafter.keep(x_TH, batch.sliding.write_slots_T)
         for seq_id in share.dropped:
             self._forget(seq_id)
         return RankResult(outputs, prompts)
 
-    def _keep_rows(
-        self, x_TH: torch.Tensor, works: list[tuple[LiveSequence, SequenceWork]], starts: list[int]
-    ) -> None:
-        """The drafter gets the rows of tokens that are known for good; those of failed drafts are nothing."""
-        if self._drafter is None:
-            return
-        first_row = 0
-        for (seq, work), start in zip(works, starts, strict=True):
-            num_valid = len(seq.token_ids) - 1 - start if work.samples else work.num_tokens
-            if seq.row.sampling.mtp:
-                self._drafter.keep(seq, x_TH[first_row : first_row + num_valid], start)
-            first_row += work.num_tokens
+    def _copy_block(self, copy: BlockCopy) -> None:
+        self._cache.copy_block(self._decoder.text, copy.group, copy.source, copy.target)
+        if self._drafter is not None and copy.group == "sliding":
+            self._drafter.copied(copy.source, copy.target)
 
     def _forget(self, seq_id: int) -> None:
         seq = self._live.pop(seq_id, None)
@@ -200,7 +192,7 @@ def make_network_rank(
     drafter = None
     if sizes.num_drafts:
         mtp = load_mtp(checkpoint, options.torch_dtype, device)
-        drafter = Drafter(mtp, decoder, cache.pools[len(text.layers) :])
+        drafter = Drafter(mtp, decoder, cache)
     keep_freed_memory()  # after loading: what that frees goes back
     dispatcher = LocalDispatcher(experts) if group is None else AllToAllDispatcher(group, experts)
     grammars = Grammars(checkpoint.directory, text.vocab_size)

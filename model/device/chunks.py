@@ -18,7 +18,6 @@ from model.device.decoder import DeviceDecoder, TokenRows
 from model.device.layout import KINDS, Kind
 from model.device.live_rows import Part
 from model.device.mtp import draft_token, run_layer
-from model.device.prefill import best_tokens
 from model.device.sampled import (
     SampledRows,
     TokensOnTheWay,
@@ -30,7 +29,8 @@ from model.device.sizes import PlanSizes, bucket_for
 from model.device.state import allocate_scratch
 from model.device.verify import shown_from
 from model.kernels.paged import PagedSequences
-from model.kernels.sample_plain import Candidates, SamplingRows
+from model.kernels.sample_plain import Candidates, SamplingRows, best_tokens
+from model.shown_rows import ShownRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,8 +46,10 @@ class Prefilled:
 class PrefillChunks:
     """Work memory and tables of one rank's prefill."""
 
-    def __init__(self, decoder: DeviceDecoder, sizes: PlanSizes, dtype: torch.dtype) -> None:
-        self._decoder, self._sizes, self._dtype = decoder, sizes, dtype
+    def __init__(
+        self, decoder: DeviceDecoder, sizes: PlanSizes, dtype: torch.dtype, shown: ShownRows
+    ) -> None:
+        self._decoder, self._sizes, self._dtype, self._shown = decoder, sizes, dtype, shown
         self._device = decoder.weights.device
         self._scratch = allocate_scratch(
             decoder.weights, decoder.ops, sizes.chunk_tokens, 1, dtype, is_prefill=True
@@ -201,13 +203,14 @@ class PrefillChunks:
         return best_tokens(decoder.exchange.gather(own, gathered), size).int(), logits_SV
 
     def _shows_mtp(self, parts: Sequence[Part]) -> bool:
-        """Whether MTP layers have to see the chunk: its end is what drafts attend to."""
+        """Whether MTP layers have to see the chunk: a window before where drafts begin, here or elsewhere."""
         if not self._sizes.num_drafts:
             return False
         window = self._decoder.weights.text.window
         return any(
-            part.seq.live.row.sampling.mtp and part.end + window > len(part.seq.live.token_ids)
+            part.seq.live.row.sampling.mtp and part.start < end < part.end + window
             for part in parts
+            for end in (*part.seq.borders, len(part.seq.live.token_ids))
         )
 
     def _draft(
@@ -225,8 +228,11 @@ class PrefillChunks:
         num_rows = tokens.token_ids_T.shape[0]
         begins = np.zeros(self._sizes.max_rows, np.int32)
         for index, part in enumerate(parts):
-            part.seq.show_to_mtp(part.start)
-            begins[index] = part.seq.mtp_begins
+            seq, table = part.seq, part.seq.tables["sliding"]
+            seq.show_to_mtp(part.start, self._shown, self._decoder.weights.text.window)
+            # The last rows are joined with drafts, or here with what follows: another may go on differently.
+            self._shown.show(table.block, seq.mtp_begins, part.start, part.end)
+            begins[index] = seq.mtp_begins
         shown = shown_from(tokens, upload(begins, self._device))
         scratch = replace(
             self._scratch, hidden_TH=self._scratch.hidden_TH[:num_rows],

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from model.device.layout import KINDS, Kind
 from model.live import LiveSequence
 from model.sched.step import SequenceWork
+from model.shown_rows import ShownRows
 
 
 @dataclass
@@ -21,6 +22,10 @@ class BlockTable:
     num_columns: int
     blocks: list[int] = field(default_factory=list)  # by column, as many as have been used
     num_appended: int = 0  # logical blocks
+
+    def block(self, logical: int) -> int:
+        """One of those that are in the ring."""
+        return self.blocks[logical % self.num_columns]
 
     def append(self, blocks: Sequence[int]) -> list[tuple[int, int]]:
         """Take logical blocks behind those there are; returns (column, block) of each that stays."""
@@ -35,10 +40,6 @@ class BlockTable:
             self.num_appended += 1
         return list(written.items())
 
-    def clear(self) -> None:
-        """The sequence is computed from its beginning."""
-        self.blocks, self.num_appended = [], 0
-
 
 @dataclass(eq=False)
 class DeviceSequence:
@@ -46,15 +47,18 @@ class DeviceSequence:
 
     live: LiveSequence
     tables: dict[Kind, BlockTable]
+    borders: tuple[int, ...] = ()  # of its prompt: where it will be a prefix of others
     num_on_the_way: int = 0  # tokens that launched steps surely gain and that have not been collected
     # MTP layers have seen positions from here on, up to the last one computed if `is_mtp_current`.
     mtp_begins: int = 0
     is_mtp_current: bool = False
 
     @classmethod
-    def of(cls, live: LiveSequence, num_columns: dict[Kind, int]) -> DeviceSequence:
+    def of(
+        cls, live: LiveSequence, num_columns: dict[Kind, int], borders: tuple[int, ...] = ()
+    ) -> DeviceSequence:
         """Before its first work."""
-        return cls(live, {kind: BlockTable(num_columns[kind]) for kind in KINDS})
+        return cls(live, {kind: BlockTable(num_columns[kind]) for kind in KINDS}, borders)
 
     @property
     def num_prompt(self) -> int:
@@ -75,17 +79,21 @@ class DeviceSequence:
         """Take the blocks that a step brings; returns the columns that changed."""
         if work.begins:
             self.is_mtp_current = False
-            for table in self.tables.values():
-                table.clear()
+            # New ones: a step that has not been collected knows those of before (`ShownPart`).
+            self.tables = {kind: BlockTable(table.num_columns) for kind, table in self.tables.items()}
         return {
             "full": self.tables["full"].append(work.new_full_blocks),
             "sliding": self.tables["sliding"].append(work.new_sliding_blocks),
         }
 
-    def show_to_mtp(self, start: int) -> None:
-        """MTP layers see what a step computes from `start` on, and attend to nothing before a gap."""
+    def show_to_mtp(self, start: int, shown: ShownRows, window: int) -> None:
+        """MTP layers see what a step computes from `start` on, and attend to nothing before a gap.
+
+        Behind a prefix there is none if they were shown its last window.
+        """
         if not self.is_mtp_current:
-            self.mtp_begins, self.is_mtp_current = start, True
+            block_at, oldest = self.tables["sliding"].block, max(0, start - window)
+            self.mtp_begins, self.is_mtp_current = shown.begins(block_at, oldest, start), True
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +127,28 @@ class Part:
         of others in the same step, and prefill goes first. Image slots are in prompts, too.
         """
         return self.work.samples and self.work.num_tokens == 1 and self.start >= self.seq.num_prompt
+
+
+@dataclass(frozen=True, eq=False)
+class ShownPart:
+    """A row of a step that verifies: how far MTP layers have seen its sequence is known when that returns.
+
+    The sequence may begin anew, in other blocks, before the step is collected.
+    """
+
+    live: LiveSequence
+    table: BlockTable
+    begins: int
+    start: int
+
+    @classmethod
+    def of(cls, part: Part) -> ShownPart:
+        """When the step is launched."""
+        return cls(part.seq.live, part.seq.tables["sliding"], part.seq.mtp_begins, part.start)
+
+    def note(self, shown: ShownRows) -> None:
+        """When its tokens are known: nobody else has had its blocks so far."""
+        shown.show(self.table.block, self.begins, self.start, len(self.live.token_ids) - 1)
 
 
 def take_work(seq: DeviceSequence, work: SequenceWork) -> Part:

@@ -26,7 +26,7 @@ from model.device.decoder import DeviceDecoder
 from model.device.exchange import Exchange
 from model.device.graphs import GraphPool
 from model.device.layout import allocate_blocks
-from model.device.live_rows import DeviceSequence, Part, take_work
+from model.device.live_rows import DeviceSequence, Part, ShownPart, take_work
 from model.device.ops import choose_ops
 from model.device.sampled import HostRows, SampledRows, TokensOnTheWay, is_sampled_on_device, whole_logits
 from model.device.sizes import PlanSizes
@@ -36,6 +36,7 @@ from model.masks import MaskWorker, TokenMasks
 from model.sched.config import SchedulerConfig
 from model.sched.step import BlockCopy, RankResult, RankStep, ScoredPrompt, SequenceOutput, Step
 from model.scoring import score_prompts
+from model.shown_rows import ShownRows
 from model.types import SamplingParams, TokenLogprob
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Launched:
     step_id: int
     sampling: list[Part]  # those whose tokens come, in the order of `tokens`
     tokens: TokensOnTheWay
+    shown: list[ShownPart]  # of rows that verify
     by_host: HostRows | None
     masked: Future[None] | None
     scored: list[Part]  # the chunk, if one of its prompts wants log-probabilities, and
@@ -83,7 +85,8 @@ class DeviceRunner:
         self._embeddings: dict[str, torch.Tensor] = {}
         self._in_flight: list[Launched] = []
         with torch.inference_mode():
-            self._chunks = PrefillChunks(decoder, sizes, dtype)
+            self._shown = ShownRows(sizes.num_blocks["sliding"], sizes.block_size)
+            self._chunks = PrefillChunks(decoder, sizes, dtype, self._shown)
             pool = GraphPool(self._device)
             widths = (1, 1 + sizes.num_drafts) if sizes.num_drafts else (1,)  # rows of a sequence
             self._rows = [DecodeRows(decoder, sizes, dtype, width, pool) for width in widths]
@@ -139,11 +142,14 @@ class DeviceRunner:
         decoded = self._decode(decoding, previous) if decoding else None
         tokens = self._tokens(sampling, prefilled, decoded)
         by_host = self._for_host(sampling, host, prefilled, decoded) if host else None
+        # MTP layers are shown a guess of what the host samples: nothing for others.
+        on_device = [part for index, part in enumerate(sampling) if index not in host and part.is_decode]
+        shown = [ShownPart.of(part) for part in on_device if part.seq.is_mtp_current]
         for part in sampling:
             part.seq.num_on_the_way += 1
         scored = any(part.seq.live.row.sampling.num_prompt_logprobs is not None for part in chunk)
         launched = Launched(
-            step.step_id, sampling, tokens, by_host, masked, chunk if scored else [], prefilled
+            step.step_id, sampling, tokens, shown, by_host, masked, chunk if scored else [], prefilled
         )  # fmt: skip
         self._in_flight.append(launched)
         for seq_id in share.dropped:
@@ -174,6 +180,8 @@ class DeviceRunner:
             outputs.append(SequenceOutput(part.work.seq_id, token_ids, logprobs, failure))
             seq.extend(token_ids)
             part.seq.num_on_the_way -= 1
+        for row in launched.shown:
+            row.note(self._shown)
         self._in_flight.pop(0)
         return RankResult(tuple(outputs), prompts)
 
@@ -182,20 +190,25 @@ class DeviceRunner:
         for admitted in share.admitted:
             masks = self._make_masks(admitted.sampling)
             live = LiveSequence.admit(admitted, self._sizes.block_size, masks)
-            self._live[admitted.seq_id] = DeviceSequence.of(live, self._sizes.num_columns)
+            self._live[admitted.seq_id] = DeviceSequence.of(live, self._sizes.num_columns, admitted.borders)
         parts = []
         for work in share.work:
             seq = self._live[work.seq_id]
             if work.begins:
                 self._forget_rows(seq)
             parts.append(take_work(seq, work))
+            blocks = work.new_sliding_blocks
+            first_logical = seq.tables["sliding"].num_appended - len(blocks)
+            self._shown.take(blocks, first_logical, work.start if work.begins else 0)
         return parts
 
     def _copy_block(self, copy: BlockCopy) -> None:
         text: TextConfig = self._decoder.weights.text
-        for layer, pool in zip(text.layers, self._decoder.pools, strict=False):
+        for layer, pool in zip((*text.layers, *text.mtp_layers), self._decoder.pools, strict=False):
             if layer.attention == copy.group:
                 pool.pool_XK2SD[copy.target] = pool.pool_XK2SD[copy.source]
+        if copy.group == "sliding":
+            self._shown.copy(copy.source, copy.target)
 
     def _decode(
         self, parts: Sequence[Part], previous: TokensOnTheWay | None
@@ -205,7 +218,7 @@ class DeviceRunner:
         rows, others = self._rows[verifies], self._rows[not verifies] if len(self._rows) > 1 else None
         for part in parts:
             if verifies:
-                part.seq.show_to_mtp(part.start)
+                part.seq.show_to_mtp(part.start, self._shown, self._decoder.weights.text.window)
             else:
                 part.seq.is_mtp_current = False
         if others is not None:

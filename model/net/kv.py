@@ -1,7 +1,8 @@
 """The paged KV cache of one rank: one pool per layer, MTP layers last, in two groups of blocks.
 
 Full-attention layers share one block table, sliding layers another: a logical block is the same
-physical block in every layer of its group.
+physical block in every layer of its group. What MTP layers read of the decoder is kept like a sliding
+layer's keys, so that a sequence finds it behind a prefix that others have computed.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from model.sched.config import SchedulerConfig
 
 @dataclass(frozen=True)
 class KVCache:
-    """`pools[i]` is [num_slots, 2 (key, value), K, D] of layer i; slot = block * block_size + offset."""
+    """`pools[i]` is [num_slots, 2 (key, value), K, D] of layer i; slot = block * block_size + offset.
+
+    `hidden_XH`: rows of the decoder before its final norm, [slots of the sliding group, H]; None: no drafts.
+    """
 
     pools: tuple[torch.Tensor, ...]
     block_size: int
+    hidden_XH: torch.Tensor | None = None
 
     @classmethod
     def allocate(
@@ -38,6 +43,11 @@ class KVCache:
                 for layer in layers
             ),
             block_size=sizes.block_size,
+            hidden_XH=torch.zeros(
+                num_blocks["sliding"] * sizes.block_size, text.hidden_size, dtype=dtype, device=device
+            )
+            if sizes.num_drafts
+            else None,
         )
 
     @property
@@ -45,9 +55,12 @@ class KVCache:
         """Where the pools are."""
         return self.pools[0].device
 
-    def copy_block(self, layers: tuple[int, ...], source: int, target: int) -> None:
-        """Copy one block in the given layers' pools."""
+    def copy_block(self, text: TextConfig, group: str, source: int, target: int) -> None:
+        """Copy one block in every pool of a group, "full" or "sliding"."""
+        layers = (*text.layers, *text.mtp_layers)[: len(self.pools)]
+        pools = [pool for layer, pool in zip(layers, self.pools, strict=True) if layer.attention == group]
+        if group == "sliding" and self.hidden_XH is not None:
+            pools.append(self.hidden_XH)
         size = self.block_size
-        for layer in layers:
-            pool = self.pools[layer]
+        for pool in pools:
             pool[target * size : (target + 1) * size] = pool[source * size : (source + 1) * size]

@@ -157,7 +157,9 @@ class RankDraft:
             seq.started_s = self._now_s
             seq.num_cached = seq.num_computed
             self.admitted.append(
-                AdmittedSequence(seq.seq_id, request.prompt_ids, request.sampling, request.images)
+                AdmittedSequence(
+                    seq.seq_id, request.prompt_ids, request.sampling, request.images, seq.borders
+                )
             )
         work = self.space.take(seq, num_tokens)
         self._copies += self.space.copy_tail(seq, work, self._step_id)

@@ -18,12 +18,16 @@ from model.types import ImageSpan, PromptLogprobs, SamplingParams, TokenLogprob
 
 @dataclass(frozen=True)
 class AdmittedSequence:
-    """Everything a rank must know about a sequence once, before its first work."""
+    """Everything a rank must know about a sequence once, before its first work.
+
+    At `borders` of its prompt, ascending, it will be a prefix of others.
+    """
 
     seq_id: int
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     images: tuple[ImageSpan, ...] = ()
+    borders: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

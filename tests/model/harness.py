@@ -62,7 +62,7 @@ def local_runner(
     drafter = None
     if sizes.num_drafts:
         mtp = load_mtp(checkpoint, options.torch_dtype, device)
-        drafter = Drafter(mtp, decoder, cache.pools[len(text.layers) :])
+        drafter = Drafter(mtp, decoder, cache)
     grammars = Grammars(checkpoint.directory, text.vocab_size)
     rank = RankRunner(recording, cache, LocalDispatcher(experts), 0, drafter, grammars)
     return LocalRunner(rank), recording

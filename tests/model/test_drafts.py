@@ -162,9 +162,9 @@ def test_drafts_are_those_of_the_chain_over_the_whole_answer(
 
     monkeypatch.setattr(Drafter, "draft", noting)
     options = replace(OPTIONS, chunk_tokens=512)
-    asked = {name: (ids, greedy(40), ()) for name, (ids, _, _) in questions(trained, 4).items()}
+    asked = {name: (ids, greedy(24), ()) for name, (ids, _, _) in questions(trained, 4).items()}
     pictured = list(range(8, 138))
-    asked["picture"] = (pictured, greedy(40), (ImageSpan(20, 81, IMAGE),))
+    asked["picture"] = (pictured, greedy(24), (ImageSpan(20, 81, IMAGE),))
     rows_RH = torch.randn(81, 256, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     runner = local_runner(trained, options)[0]
     runner.put_embedding(IMAGE, rows_RH)

@@ -373,16 +373,18 @@ class PlannedRank(_message.Message):
     def __init__(self, admitted: _Optional[_Iterable[_Union[PlannedSequence, _Mapping]]] = ..., work: _Optional[_Iterable[_Union[PlannedWork, _Mapping]]] = ..., dropped: _Optional[_Iterable[int]] = ..., copies: _Optional[_Iterable[_Union[PlannedCopy, _Mapping]]] = ...) -> None: ...
 
 class PlannedSequence(_message.Message):
-    __slots__ = ("seq_id", "prompt_ids", "sampling", "images")
+    __slots__ = ("seq_id", "prompt_ids", "sampling", "images", "borders")
     SEQ_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     IMAGES_FIELD_NUMBER: _ClassVar[int]
+    BORDERS_FIELD_NUMBER: _ClassVar[int]
     seq_id: int
     prompt_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: SequenceSampling
     images: _containers.RepeatedCompositeFieldContainer[SequenceImage]
-    def __init__(self, seq_id: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ...) -> None: ...
+    borders: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, seq_id: _Optional[int] = ..., prompt_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SequenceSampling, _Mapping]] = ..., images: _Optional[_Iterable[_Union[SequenceImage, _Mapping]]] = ..., borders: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PlannedWork(_message.Message):
     __slots__ = ("seq_id", "start", "num_tokens", "samples", "new_full_blocks", "new_sliding_blocks", "num_drafts", "begins")

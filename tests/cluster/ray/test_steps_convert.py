@@ -129,7 +129,12 @@ copies = st.builds(
     target=st.integers(0, 2**31),
 )
 admitted = st.builds(
-    AdmittedSequence, seq_id=st.integers(0, 2**40), prompt_ids=ids, sampling=sampling, images=spans
+    AdmittedSequence,
+    seq_id=st.integers(0, 2**40),
+    prompt_ids=ids,
+    sampling=sampling,
+    images=spans,
+    borders=ids,
 )
 rank_steps = st.builds(
     RankStep,

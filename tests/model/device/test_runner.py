@@ -77,7 +77,9 @@ def test_prompts_of_mixed_lengths_in_any_chunks(chunk_tokens: int) -> None:
     assert len({tuple(tokens) for tokens in token_ids(found).values()}) > 6, "the prompts are not told apart"
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, PLAIN], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [pytest.param(GREEDY, marks=pytest.mark.slow), PLAIN], ids=["greedy", "sampled"]
+)
 def test_sequences_that_are_preempted_go_on_as_if_they_had_not_been(sampling: SamplingParams) -> None:
     # The longest request alone needs 8 blocks.
     sizes = sizes_of(text(), num_full_blocks=12, num_sliding_blocks=12)

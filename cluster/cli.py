@@ -258,6 +258,18 @@ def mtp(
 
 
 @bench.command()
+def forms(
+    rounds: Annotated[int, typer.Option(help="Of 40 answers each.")] = 3,
+    threads: Annotated[int, typer.Option(help="Threads of the decoder; masks have one more.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """What a regex, a schema and a nested schema add to a step of the default model."""
+    from cluster import cli_bench
+
+    cli_bench.forms(rounds, threads, as_json)
+
+
+@bench.command()
 def agents(
     agents: Annotated[int, typer.Option(help="Requests at once.")] = 40,
     turns: Annotated[int, typer.Option(help="Of each agent, with a growing history.")] = 8,

@@ -47,6 +47,16 @@ def mtp(num_rounds: int, num_threads: int, as_json: bool) -> None:
     _print(bench_mtp(num_rounds, num_threads), as_json)
 
 
+def forms(num_rounds: int, num_threads: int, as_json: bool) -> None:
+    """The default model held to a form and free, the same tokens."""
+    for name, value in (("rounds", num_rounds), ("threads", num_threads)):
+        if value < 1:
+            raise InvalidRequest(f"--{name}", f"{value} is below 1")
+    from cluster.bench_forms import bench_forms
+
+    _print(bench_forms(num_rounds, num_threads), as_json)
+
+
 def agents(num_agents: int, num_turns: int, num_threads: int, in_process: bool, as_json: bool) -> None:
     """Agents with a shared prompt, with the prefix cache and without."""
     for name, value in (("agents", num_agents), ("turns", num_turns)):

@@ -7,7 +7,7 @@ W words of 32 tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -150,6 +150,8 @@ class GrammarMasks:
     def _move(self, matcher: Matcher, output_ids: Sequence[int], drafts: Drafts) -> bool:
         """Feed and take back until the matcher stands behind output and drafts. False: they may not come."""
         assert len(output_ids) >= self._num_settled, (len(output_ids), self._num_settled)
+        if not self._ahead and not drafts:
+            return self._settle(matcher, output_ids)
         new = list(output_ids[self._num_settled :])
         wanted = [*new, *drafts]
         num_common = _num_common(self._ahead, wanted)
@@ -164,6 +166,14 @@ class GrammarMasks:
         self._num_settled += num_settled
         del self._ahead[:num_settled]
         return is_there
+
+    def _settle(self, matcher: Matcher, output_ids: Sequence[int]) -> bool:
+        """The same where nothing is ahead: what every sequence needs at every step, and no more."""
+        for token_id in output_ids[self._num_settled :]:
+            if not matcher.accept(token_id):
+                return False
+            self._num_settled += 1
+        return True
 
 
 def _num_common(left: Sequence[int], right: Sequence[int]) -> int:
@@ -203,12 +213,13 @@ class MaskWorker:
                 others += of_sequence
             else:
                 matchers.append(matcher)
-        self._last = self._thread.submit(_compute, matchers, others)
+        work = matchers[0].compiler.mask_work(matchers) if matchers else None
+        self._last = self._thread.submit(_compute, work, others)
         return self._last
 
 
-def _compute(matchers: Sequence[Matcher], others: Sequence[SampleRow]) -> None:
-    if matchers:
-        matchers[0].compiler.compute_masks(matchers)
+def _compute(work: Callable[[], None] | None, others: Sequence[SampleRow]) -> None:
+    if work is not None:
+        work()
     for row in others:
         row.allowed_W()

@@ -23,8 +23,9 @@ from model.device import bench_rows as rows
 from model.device.bench_options import BenchOptions, parse_options
 from model.device.bench_report import Printer
 from model.device.bench_rows import VERIFY_ROWS, Bench
+from model.device.few_layers import few_layers
 from model.device.random_weights import random_weights
-from model.device.rank import Engine, RankContext, close_rank, few_layers, open_rank
+from model.device.rank import Engine, RankContext, close_rank, open_rank
 from model.device.shapes import text_config
 from model.device.verify import VerifyRows, verify_step
 from model.device.weights import Share

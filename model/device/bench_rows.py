@@ -15,9 +15,10 @@ from model.device import ops_plain
 from model.device.bench_options import BenchOptions
 from model.device.bench_report import bytes_per_step, distinct_experts, kinds_of_kernels, kv_bytes
 from model.device.decoder import DeviceDecoder, TokenRows
+from model.device.few_layers import few_layers, with_layers
 from model.device.graphs import GraphPool, bucket_of
 from model.device.prefill import prefill
-from model.device.rank import Engine, RankContext, few_layers, with_layers
+from model.device.rank import Engine, RankContext
 from model.device.state import StepRows, allocate_scratch
 from model.device.verify import VerifyRows, verify_step
 from model.device.weights import DeviceWeights, num_bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -143,18 +143,3 @@ def close_rank(num_ranks: int) -> None:
     if num_ranks > 1 and dist.is_initialized():
         with suppress(RuntimeError):
             dist.destroy_process_group()
-
-
-def few_layers(weights: DeviceWeights) -> DeviceWeights:
-    """One layer of each kind: full and sliding, dense and sparse, clamped or not; what has to be compiled."""
-    kinds: dict[tuple[object, ...], int] = {}
-    for index, layer in enumerate(weights.layers):
-        config = layer.config
-        kinds.setdefault((config.attention, config.is_moe, config.swiglu_limit is None), index)
-    return with_layers(weights, sorted(kinds.values()))
-
-
-def with_layers(weights: DeviceWeights, indices: list[int]) -> DeviceWeights:
-    """The same with some of its layers; indices ascend."""
-    text = replace(weights.text, layers=tuple(weights.text.layers[index] for index in indices))
-    return replace(weights, text=text, layers=tuple(weights.layers[index] for index in indices))

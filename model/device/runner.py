@@ -21,6 +21,7 @@ import torch
 
 from model.config import TextConfig
 from model.device.chunks import PrefillChunks, Prefilled
+from model.device.compile_ahead import compile_ahead
 from model.device.decode_rows import DecodeRows
 from model.device.decoder import DeviceDecoder
 from model.device.exchange import Exchange
@@ -88,8 +89,9 @@ class DeviceRunner:
             self._shown = ShownRows(sizes.num_blocks["sliding"], sizes.block_size)
             self._chunks = PrefillChunks(decoder, sizes, dtype, self._shown)
             pool = GraphPool(self._device)
-            widths = (1, 1 + sizes.num_drafts) if sizes.num_drafts else (1,)  # rows of a sequence
-            self._rows = [DecodeRows(decoder, sizes, dtype, width, pool) for width in widths]
+            if self._device.type == "cuda":
+                compile_ahead(decoder, sizes, dtype)
+            self._rows = [DecodeRows(decoder, sizes, dtype, queries, pool) for queries in sizes.queries]
             if self._device.type == "cuda":
                 self._chunks.warm_up()
                 torch.cuda.synchronize(self._device)

@@ -42,6 +42,11 @@ class PlanSizes:
         return (*(bucket for bucket in BUCKETS if bucket < self.max_rows), self.max_rows)
 
     @property
+    def queries(self) -> tuple[int, ...]:
+        """Rows that a sequence has in a decode step: its token, or that and all drafts."""
+        return (1, 1 + self.num_drafts) if self.num_drafts else (1,)
+
+    @property
     def chunk_buckets(self) -> tuple[int, ...]:
         """Numbers of tokens that chunks are padded to."""
         buckets, size = [], LEAST_PREFILL_ROWS

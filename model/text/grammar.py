@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model.errors import CheckpointError, InvalidRequest
+from model.errors import InvalidRequest
 from model.grammar import Grammar
 from model.text.grammar_lark import choice_lark, ebnf_lark, regex_lark, schema_lark
-from model.text.grammar_masks import Mask, all_tokens, clear_bits, has_bit, set_bits
+from model.text.grammar_masks import Mask, all_tokens, clear_bits, one_token, set_bits, unpack
 from model.text.grammar_schema import check_schema, from_json, locate, rebased
 from model.text.grammar_tools import read_tools, tools_lark
+from model.text.grammar_vocabulary import Vocabulary
 from model.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class GrammarCompiler:
         """
         import llguidance
 
-        vocabulary = _Vocabulary(tokenizer)
+        vocabulary = Vocabulary(tokenizer)
         self.vocab_size = vocab_size
         self.think_end_id = tokenizer.token_id("</think>")
         self.call_ids = (tokenizer.token_id("<tool_call>"), tokenizer.token_id("</tool_call>"))
@@ -104,13 +105,21 @@ class GrammarCompiler:
         self._lock = Lock()
         self._executor = llguidance.LLExecutor(1)  # starts no thread before it is used
 
-    def compute_masks(self, matchers: Sequence[Matcher]) -> None:
-        """Have the masks ready of matchers that lack one: one call for all, which drops the GIL once."""
+    def mask_work(self, matchers: Sequence[Matcher]) -> Callable[[], None]:
+        """What the next masks of these need, as one call for any thread, which drops the GIL all the while.
+
+        They lack one; until the call has returned they are to be left alone.
+        """
         found_MW = np.zeros((len(matchers), (self.vocab_size + 31) // 32), dtype=np.uint32)
         rows = [(matcher.parser, index) for index, matcher in enumerate(matchers)]
-        self._executor.unsafe_compute_mask_ptr(rows, found_MW.ctypes.data, found_MW.strides[0], len(rows))
         for matcher, found_W in zip(matchers, found_MW, strict=True):
-            matcher.take_mask(found_W)
+            matcher.expect(found_W)
+        address, row_bytes = found_MW.ctypes.data, found_MW.strides[0]
+
+        def work(_kept: NDArray[np.uint32] = found_MW) -> None:  # whatever becomes of the matchers
+            self._executor.unsafe_compute_mask_ptr(rows, address, row_bytes, len(rows))
+
+        return work
 
     def compile(self, grammar: Grammar, field: str = "grammar") -> CompiledGrammar:
         """Compile or find it. Raises InvalidRequest naming the path below `field`."""
@@ -216,6 +225,7 @@ class CompiledGrammar:
     def __init__(self, compiler: GrammarCompiler, start: llguidance.LLMatcher, inside_W: Mask) -> None:
         self.compiler = compiler
         self.inside_W = inside_W
+        self.is_inside_V = unpack(inside_W, compiler.vocab_size).tobytes()  # read for every token
         self.is_broken = False
         self._start = start
 
@@ -244,16 +254,18 @@ class Matcher:
         self._place = _Place.THINKING if starts_in_thinking else _Place.ANSWER
         self._places: list[_Place] = []  # before each token
         self._mask_W: Mask | None = None
+        self._found_W: NDArray[np.uint32] | None = None  # where somebody else puts the parser's part of it
 
     @property
     def lacks_mask(self) -> bool:
         """Whether the next mask is work for the parser that has not been done."""
-        return self._mask_W is None and self._place is _Place.ANSWER and not self.parser.is_error()
+        if self._mask_W is not None or self._found_W is not None:
+            return False
+        return self._place is _Place.ANSWER and not self.parser.is_error()
 
-    def take_mask(self, found_W: NDArray[np.uint32]) -> None:
-        """The parser's work for the next mask, done by somebody else."""
-        assert self.lacks_mask, self._place
-        self._mask_W = self._completed(found_W & self._inside_W)
+    def expect(self, found_W: NDArray[np.uint32]) -> None:
+        """The parser's part of the next mask will stand there before anybody asks for it."""
+        self._found_W = found_W
 
     @property
     def num_tokens(self) -> int:
@@ -306,7 +318,7 @@ class Matcher:
             return False
         self._places.append(self._place)
         self._place = following
-        self._mask_W = None
+        self._mask_W = self._found_W = None
         if len(self._places) % REFUEL_TOKENS == 0:
             self.mask()
         return True
@@ -323,7 +335,7 @@ class Matcher:
         if num_parsed:
             assert self.parser.rollback(num_parsed), self.parser.get_error()
         self._place = undone[0]
-        self._mask_W = None
+        self._mask_W = self._found_W = None
 
     def _following(self, token_id: int) -> _Place | None:
         """The place after a token; None if it may not come."""
@@ -337,12 +349,12 @@ class Matcher:
             return _Place.ANSWER if token_id == self.compiler.newline_id else None
         if place is _Place.ENDED or token_id in self._end_ids:
             return _Place.ENDED if token_id in self._end_ids and self.may_end else None
-        is_inside = 0 <= token_id < self.compiler.vocab_size and has_bit(self._inside_W, token_id)
+        is_inside = 0 <= token_id < self.compiler.vocab_size and self._compiled.is_inside_V[token_id]
         if is_inside and self.parser.try_consume_tokens([token_id]) == 1:
             return place
         if self.parser.is_error():
             self._compiled.is_broken = True
-            self._mask_W = None
+            self._mask_W = self._found_W = None
         return None
 
     def _compute_mask(self) -> Mask:
@@ -351,40 +363,21 @@ class Matcher:
             mask_W = all_tokens(size)
             clear_bits(mask_W, [*self._end_ids, *(i for i in self.compiler.call_ids if i is not None)])
             return mask_W
-        mask_W = np.zeros_like(self._inside_W)
         if self._place is _Place.NEWLINE:
-            set_bits(mask_W, [self.compiler.newline_id])
-            return mask_W
-        if self._place is _Place.ANSWER and not self.parser.is_error():
-            found_W = np.frombuffer(self.parser.compute_bitmask(), dtype=np.uint32)[: len(mask_W)]
-            mask_W = found_W & self._inside_W
-        return self._completed(mask_W)
-
-    def _completed(self, mask_W: Mask) -> Mask:
-        """With the request's own ends, where they may come."""
-        self._compiled.is_broken |= self.parser.is_error()
-        if self.may_end or self.parser.is_error():
+            return one_token(self.compiler.newline_id, size)
+        if self._found_W is not None:
+            mask_W = self._found_W & self._inside_W
+        elif self._place is _Place.ANSWER and not self.parser.is_error():
+            found_W = np.frombuffer(self.parser.compute_bitmask(), dtype=np.uint32)
+            mask_W = found_W[: len(self._inside_W)] & self._inside_W
+        else:
+            mask_W = np.zeros_like(self._inside_W)
+        # With the request's own ends, where they may come.
+        is_error = self.parser.is_error()
+        self._compiled.is_broken |= is_error
+        if is_error or self.may_end:
             set_bits(mask_W, [token_id for token_id in self._end_ids if token_id < self.compiler.vocab_size])
         return mask_W
-
-
-class _Vocabulary:
-    """A tokenizer as llguidance wants it: bytes of every token, and which of them are no text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.vocab_size)]
-        self.special_token_ids = [tokenizer.control_id(token) for token in tokenizer.control_tokens]
-        self.bos_token_id = None
-        markers = {"<think>", "</think>", "<tool_call>", "</tool_call>"}
-        ends = [token for token in tokenizer.control_tokens if token not in markers]
-        if not ends:
-            raise CheckpointError("tokenizer.json: no control token that could end a turn")
-        # The library wants one for ends; a matcher puts the request's own in its place.
-        self.eos_token_id = tokenizer.control_id(ends[0])
-
-    def __call__(self, text: bytes | str) -> list[int]:
-        return self._tokenizer.encode_text(text if isinstance(text, str) else text.decode(errors="replace"))
 
 
 def _summary(text: str) -> str:

@@ -42,8 +42,3 @@ def clear_bits(mask_W: Mask, token_ids: Iterable[int]) -> None:
     for token_id in token_ids:
         if token_id // 32 < len(mask_W):
             mask_W[token_id // 32] &= ~np.uint32(1 << token_id % 32)
-
-
-def has_bit(mask_W: Mask, token_id: int) -> bool:
-    """Whether a token is in."""
-    return bool(mask_W[token_id // 32] >> np.uint32(token_id % 32) & np.uint32(1))

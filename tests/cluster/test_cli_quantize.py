@@ -16,15 +16,15 @@ from model.sampling import SamplingOptions
 from model.text.chat_json import question
 
 NANO = str(default_checkpoint())
+# With the fast tests: every format and every rest once.
 FLAGS = [
-    "int4",
     "int8",
-    "fp8",
-    "int4 --rest fp8",
     "int4 --rest int8 --group-size 32",
-    "int8 --rest int8 --group-size 64",
     "fp8 --rest fp8",
-    "fp8 --rest int8",
+    *(
+        pytest.param(flags, marks=pytest.mark.slow)
+        for flags in ("int4", "fp8", "int4 --rest fp8", "int8 --rest int8 --group-size 64", "fp8 --rest int8")
+    ),
 ]
 
 
@@ -37,7 +37,7 @@ def fluyt(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def answer_of(directory: Path, text: str) -> str:
-    with open_server(directory, EngineOptions(), num_threads=1) as server:
+    with open_server(directory, EngineOptions(kv_blocks=64), num_threads=1) as server:
         builder = prompt_builder(server.checkpoint)
         prompt = builder.from_chat(question(text, []))
         answer = server.submit(prompt, SamplingOptions(temperature=0.0, max_tokens=64), builder)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,13 @@ BANS = (
 )
 
 
-def imports(source: str) -> Iterator[tuple[int, str]]:
+@cache  # every file is under several bans
+def imports(source: str) -> tuple[tuple[int, str], ...]:
     """Line and full name of everything imported: `from a import b` gives a.b."""
+    return tuple(_imports(source))
+
+
+def _imports(source: str) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for name in node.names:

@@ -34,12 +34,9 @@ def await_gone(pids: tuple[int, ...], limit_s: float) -> bool:
     return not any(is_running(pid) for pid in pids)
 
 
-@pytest.fixture(scope="module")
-def gang() -> Iterator[Gang]:
-    """One resident gang for whatever leaves it alive."""
-    runner = spawn_gang(2, gangs.TaskWorker, num_threads=1)
-    yield Gang(runner)
-    runner.close()
+@pytest.fixture
+def gang(gang_of_two: Gang) -> Gang:
+    return gang_of_two
 
 
 @pytest.fixture

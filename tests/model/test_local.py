@@ -26,14 +26,14 @@ GREEDY = SamplingOptions(temperature=0.0, max_tokens=12, ignore_eos=True)
 @pytest.fixture(scope="module")
 def server(random_checkpoint: Path) -> Iterator[LocalServer]:
     """A random model: its answers vary, and never leave the thoughts in which they begin."""
-    with open_server(random_checkpoint, EngineOptions(), num_threads=1) as opened:
+    with open_server(random_checkpoint, EngineOptions(kv_blocks=256), num_threads=1) as opened:
         yield opened
 
 
 @pytest.fixture(scope="module")
 def default_server() -> Iterator[LocalServer]:
     """The default model: it ends its answers."""
-    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as opened:
+    with open_server(default_checkpoint(), EngineOptions(kv_blocks=256), num_threads=1) as opened:
         yield opened
 
 

@@ -192,6 +192,17 @@ def test_several_rows_of_a_sequence_are_made_in_their_order() -> None:
         np.testing.assert_array_equal(each.allowed_W(), alone.allowed_W())
 
 
+def test_masks_that_nobody_asked_for_are_not_taken_for_those_of_the_next_token() -> None:
+    grown, worker = row(Grammar("regex", "a[0-9]b")), MaskWorker()
+    grown.allowed_W()
+    for text in "a5":
+        grown.output_ids += ids(text)
+        started = worker.begin([grown])
+        assert started is not None
+        started.result(timeout=10)
+    assert allowed(grown) == allowed(row(Grammar("regex", "a[0-9]b"), ids("a") + ids("5")))
+
+
 def test_the_worker_has_the_masks_ready() -> None:
     rows = [row(Grammar("regex", "[a-z]+")), SampleRow(SamplingParams(max_tokens=3), [1], [])]
     started = MaskWorker().begin(rows)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from model import parallel
 from model.errors import Unavailable
-from model.gang import spawn_gang
 from tests.model import gangs
 from tests.model.gangs import Gang
 
 
-@pytest.fixture(scope="module")
-def gang() -> Iterator[Gang]:
-    runner = spawn_gang(2, gangs.TaskWorker)
-    yield Gang(runner)
-    runner.close()
+@pytest.fixture
+def gang(gang_of_two: Gang) -> Gang:
+    return gang_of_two
 
 
 def test_ranks_have_the_number_they_were_given(gang: Gang) -> None:

@@ -128,7 +128,7 @@ def test_500_hot_answers_with_drafts_are_valid(
 
 
 @pytest.mark.parametrize(
-    "num_schemas", [16, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+    "num_schemas", [8, pytest.param(60, marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
 )
 def test_hot_answers_are_valid_and_the_same_with_drafts(
     trained: Checkpoint, builder: PromptBuilder, runner: LocalRunner, num_schemas: int
@@ -289,7 +289,7 @@ def test_a_forced_call_is_complete_and_its_arguments_valid(
     trained: Checkpoint, builder: PromptBuilder, choice: str, mtp: bool
 ) -> None:
     prompt = replace(builder.from_text(ANSWERS), tools=(WEATHER,))
-    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server:
+    with open_server(default_checkpoint(), EngineOptions(kv_blocks=256), num_threads=1) as server:
         found = [
             server.submit(
                 prompt,
@@ -311,7 +311,7 @@ def test_the_form_holds_behind_thinking(trained: Checkpoint, builder: PromptBuil
     prompt = builder.from_text(
         "<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n<think>\n"
     )
-    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server:
+    with open_server(default_checkpoint(), EngineOptions(kv_blocks=256), num_threads=1) as server:
         form = Form(Grammar("regex", "<[0-9]{3}>"))
         answer = server.submit(prompt, SamplingOptions(temperature=0, max_tokens=80), builder, form=form)
         server.run()
@@ -323,7 +323,7 @@ def test_the_form_holds_behind_thinking(trained: Checkpoint, builder: PromptBuil
 def test_a_form_that_cannot_be_is_refused_before_anything_is_queued(
     trained: Checkpoint, builder: PromptBuilder
 ) -> None:
-    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server:
+    with open_server(default_checkpoint(), EngineOptions(kv_blocks=256), num_threads=1) as server:
         with pytest.raises(InvalidRequest, match=r"response_format\.json_schema\.properties\.a\.type"):
             schema = {"type": "object", "properties": {"a": {"type": "text"}}}
             server.submit(

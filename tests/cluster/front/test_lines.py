@@ -58,7 +58,7 @@ def test_a_line_is_answered_as_it_says(tmp_path: Path) -> None:
             "max_tokens": 30,
         },
     )
-    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server:
+    with open_server(default_checkpoint(), EngineOptions(kv_blocks=64), num_threads=1) as server:
         ((answer,),) = _answer(server, asked, prompt_builder(server.checkpoint), streams=False)
     assert answer.text in ("yes", "no")
 
@@ -66,7 +66,7 @@ def test_a_line_is_answered_as_it_says(tmp_path: Path) -> None:
 def test_a_line_may_ask_for_samples_and_for_the_prompts_log_probabilities(tmp_path: Path) -> None:
     line = {"text": "Hello", "n": 3, "num_prompt_logprobs": 0, "max_tokens": 4, "ignore_eos": True, "seed": 3}
     asked = tasks(tmp_path, line, {**line, "n": 1})
-    with open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server:
+    with open_server(default_checkpoint(), EngineOptions(kv_blocks=64), num_threads=1) as server:
         several, one = map(to_json, _answer(server, asked, prompt_builder(server.checkpoint), streams=False))
     assert [len(sample["token_ids"]) for sample in several["samples"]] == [4, 4, 4]
     assert several["usage"]["num_completion_tokens"] == 12
@@ -91,7 +91,7 @@ def test_a_line_that_cannot_be_answered_names_line_and_field(
     tmp_path: Path, line: dict[str, Any], field: str
 ) -> None:
     with (
-        open_server(default_checkpoint(), EngineOptions(), num_threads=1) as server,
+        open_server(default_checkpoint(), EngineOptions(kv_blocks=64), num_threads=1) as server,
         pytest.raises(InvalidRequest) as refused,
     ):
         asked = tasks(tmp_path, {"text": "Hello"}, {"text": "Hello", **line})

@@ -129,7 +129,7 @@ async def test_the_scheduler_gets_the_grammar_and_where_the_prompt_ends() -> Non
 async def client() -> AsyncIterator[Client]:
     """The default model behind a front door."""
     embeddings = EmbeddingStore()
-    link = EngineLink(default_checkpoint(), EngineOptions(), embeddings)
+    link = EngineLink(default_checkpoint(), EngineOptions(kv_blocks=256), embeddings)
     servicer = InferenceServicer(
         TextStage.load(default_checkpoint()), link, None, embeddings, ServiceOptions()
     )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from model.device import ops_plain
 from model.device.decoder import DeviceDecoder
@@ -18,6 +17,7 @@ from model.device.state import StepRows, allocate_scratch
 from model.device.weights import Formats
 from tests.model.device.pack_decoder import pack_decoder
 from tests.model.device.small_models import CPU, prompts_of, random_decoder, text_of
+from tests.model.ranks import run_ranks
 
 NUM_STEPS = 6
 
@@ -56,7 +56,7 @@ def run_rank(rank: int, directory: str) -> None:
 
 def test_two_ranks_answer_as_one() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        mp.spawn(run_rank, args=(directory,), nprocs=2)
+        run_ranks(run_rank, directory)
         ranks = [torch.load(Path(directory) / f"{rank}.pt") for rank in (0, 1)]
     tokens, logits = answers(0, 1)
     assert torch.equal(ranks[0][0], ranks[1][0])

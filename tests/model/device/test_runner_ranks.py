@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from model.device.exchange import Alone, Exchange, GlooExchange
 from model.device.runner import device_runner
@@ -19,6 +18,7 @@ from model.types import SamplingParams
 from tests.model.device.pack_decoder import pack_decoder
 from tests.model.device.runners import Answers, answer, request_of, sizes_of, token_ids
 from tests.model.device.small_models import prompts_of, random_decoder, text_of
+from tests.model.ranks import run_ranks
 
 GREEDY = SamplingParams(max_tokens=6)
 PLAIN = replace(GREEDY, temperature=0.9, seed=4)
@@ -57,7 +57,7 @@ def run_rank(rank: int, directory: str) -> None:
 
 def test_two_ranks_answer_as_one() -> None:
     with tempfile.TemporaryDirectory() as directory:
-        mp.spawn(run_rank, args=(directory,), nprocs=2)
+        run_ranks(run_rank, directory)
         ranks = [torch.load(Path(directory) / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
     alone = answers(0, Alone())
     assert ranks[0] == ranks[1]

@@ -132,24 +132,19 @@ def matching(config: dict[str, Any], name: str) -> list[str]:
 def test_every_matrix_is_a_target_of_the_group_that_it_is_stored_by(source: Path, tmp_path: Path) -> None:
     quantized(source, tmp_path, QuantizePlan("int4", "int8"))
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    num_packed = 0
-    for name, tensor in scan(tmp_path).items():
+    stored, num_packed = scan(tmp_path), 0
+    for name, tensor in stored.items():
         if name.endswith(".weight_packed"):
             base = name.removesuffix(".weight_packed")
             (group,) = matching(config, base)
             weights = config["config_groups"][group]["weights"]
             assert weights["num_bits"] == (4 if ".experts." in name else 8)
             columns = tensor.shape[1] * 32 // weights["num_bits"]
-            scales = scan_shape(tmp_path, f"{base}.weight_scale")
-            assert columns // scales[1] == weights["group_size"]
+            assert columns // stored[f"{base}.weight_scale"].shape[1] == weights["group_size"]
             num_packed += 1
         elif name.endswith("_proj.weight") or name in ("lm_head.weight", "model.embed_tokens.weight"):
             assert matching(config, name.removesuffix(".weight")) == ["ignore"], name
     assert num_packed == 6 * 16 * 3 + 8 * 5 + 2 * 3 + 6 * 3
-
-
-def scan_shape(directory: Path, name: str) -> tuple[int, ...]:
-    return scan(directory)[name].shape
 
 
 def test_out_may_be_there_if_it_is_empty(source: Path, tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def checkpoint() -> Checkpoint:
     return open_checkpoint(default_checkpoint())
 
 
-@pytest.fixture(scope="module", params=["network", "device"])
+@pytest.fixture(scope="module", params=["network", pytest.param("device", marks=pytest.mark.slow)])
 def rank(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Rank:
     if request.param == "network":
         return make_network_rank(checkpoint, OPTIONS, 0, CPU, None)

@@ -82,6 +82,7 @@ def test_answers_are_those_of_the_network(
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_picture_is_read(
     network: LocalServer, device: LocalServer, builder: PromptBuilder, repo_root: Path
 ) -> None:

@@ -110,6 +110,9 @@ class GrammarMasks:
         self._matcher: Matcher | None = None
         self._num_settled = 0  # output ids that the matcher was fed
         self._ahead: list[int] = []  # what it was fed behind them
+        self._stands_at: tuple[int, Drafts] | None = (
+            None  # so many output ids, drafts: asked next, it need not move
+        )
 
     def after(self, output_ids: Sequence[int], drafts: Drafts) -> Mask | None:
         """What may come; None for nothing: behind a draft that may not come, at a dead end, after a failure.
@@ -120,10 +123,11 @@ class GrammarMasks:
             return None
         for _ in range(_NUM_ATTEMPTS):
             matcher = self._matcher or self._start()
-            is_there = self._move(matcher, output_ids, drafts)
-            mask_W = matcher.mask() if is_there and matcher.failure is None else None
-            if matcher.failure is None:
-                return mask_W if mask_W is not None and mask_W.any() else None
+            stands_there, self._stands_at = self._stands_at == (len(output_ids), drafts), None
+            is_there = stands_there or self._move(matcher, output_ids, drafts)
+            mask_W = matcher.mask_if_any() if is_there else None
+            if mask_W is not None or matcher.failure is None:
+                return mask_W
             failure, self._matcher = matcher.failure, None
         if drafts:  # what may never be written must not end a request, and not cost it time again
             self._looks_ahead = False
@@ -136,7 +140,9 @@ class GrammarMasks:
         matcher, num_new = self._matcher, len(output_ids) - self._num_settled
         if matcher is None or num_new > _MOST_FED_AT_ONCE or (drafts and not self._looks_ahead):
             return None
-        return matcher if self._move(matcher, output_ids, drafts) and matcher.lacks_mask else None
+        is_there = self._move(matcher, output_ids, drafts)
+        self._stands_at = (len(output_ids), drafts) if is_there else None
+        return matcher if is_there and matcher.lacks_mask else None
 
     def _start(self) -> Matcher:
         sampling = self._sampling

@@ -21,12 +21,11 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.errors import InvalidRequest
 from model.grammar import Grammar
 from model.text.grammar_lark import choice_lark, ebnf_lark, regex_lark, schema_lark
-from model.text.grammar_masks import Mask, all_tokens, clear_bits, one_token, set_bits, unpack
+from model.text.grammar_masks import FoundMasks, Mask, all_tokens, clear_bits, one_token, set_bits, unpack
 from model.text.grammar_schema import check_schema, from_json, locate, rebased
 from model.text.grammar_tools import read_tools, tools_lark
 from model.text.grammar_vocabulary import Vocabulary
@@ -110,13 +109,13 @@ class GrammarCompiler:
 
         They lack one; until the call has returned they are to be left alone.
         """
-        found_MW = np.zeros((len(matchers), (self.vocab_size + 31) // 32), dtype=np.uint32)
+        found = FoundMasks(np.stack([matcher.inside_W for matcher in matchers]))
         rows = [(matcher.parser, index) for index, matcher in enumerate(matchers)]
-        for matcher, found_W in zip(matchers, found_MW, strict=True):
-            matcher.expect(found_W)
-        address, row_bytes = found_MW.ctypes.data, found_MW.strides[0]
+        for index, matcher in enumerate(matchers):
+            matcher.expect(found, index)
+        address, row_bytes = found.found_MW.ctypes.data, found.found_MW.strides[0]
 
-        def work(_kept: NDArray[np.uint32] = found_MW) -> None:  # whatever becomes of the matchers
+        def work(_kept: FoundMasks = found) -> None:  # whatever becomes of the matchers
             self._executor.unsafe_compute_mask_ptr(rows, address, row_bytes, len(rows))
 
         return work
@@ -249,23 +248,24 @@ class Matcher:
         self._compiled = compiled
         self.parser = parser  # of the library; it stands behind the tokens of the answer
         self._end_ids = frozenset(end_ids)
-        self._inside_W = compiled.inside_W.copy()
-        clear_bits(self._inside_W, self._end_ids)
+        self.inside_W = compiled.inside_W.copy()
+        clear_bits(self.inside_W, self._end_ids)
         self._place = _Place.THINKING if starts_in_thinking else _Place.ANSWER
         self._places: list[_Place] = []  # before each token
         self._mask_W: Mask | None = None
-        self._found_W: NDArray[np.uint32] | None = None  # where somebody else puts the parser's part of it
+        self._is_empty = False  # the mask, if there is one
+        self._found: tuple[FoundMasks, int] | None = None  # where somebody else puts it, but for ends
 
     @property
     def lacks_mask(self) -> bool:
         """Whether the next mask is work for the parser that has not been done."""
-        if self._mask_W is not None or self._found_W is not None:
+        if self._mask_W is not None or self._found is not None:
             return False
         return self._place is _Place.ANSWER and not self.parser.is_error()
 
-    def expect(self, found_W: NDArray[np.uint32]) -> None:
-        """The parser's part of the next mask will stand there before anybody asks for it."""
-        self._found_W = found_W
+    def expect(self, found: FoundMasks, index: int) -> None:
+        """The next mask, but for ends, will be a row of these before anybody asks for it."""
+        self._found = found, index
 
     @property
     def num_tokens(self) -> int:
@@ -287,7 +287,7 @@ class Matcher:
         """True where nothing but an end may follow."""
         if self._place is not _Place.ANSWER:
             return self._place is _Place.ENDED
-        return self.may_end and not (self.mask() & self._inside_W).any()
+        return self.may_end and not (self.mask() & self.inside_W).any()
 
     def mask(self) -> Mask:
         """Tokens that may come next, as bits; not to be written to. None but ends after a failure."""
@@ -295,21 +295,10 @@ class Matcher:
             self._mask_W = self._compute_mask()
         return self._mask_W
 
-    def masks(self, draft_ids: Sequence[int]) -> NDArray[np.uint32]:
-        """[1 + drafts, W]: what may come now and after each draft; the matcher stays where it is.
-
-        Rows behind a draft that may not come are zeros: nothing sampled can lead there.
-        """
-        rows = np.zeros((len(draft_ids) + 1, len(self._inside_W)), dtype=np.uint32)
-        num_accepted = 0
-        rows[0] = self.mask()
-        for i, token_id in enumerate(draft_ids):
-            if not self.accept(token_id):
-                break
-            num_accepted += 1
-            rows[i + 1] = self.mask()
-        self.rollback(num_accepted)
-        return rows
+    def mask_if_any(self) -> Mask | None:
+        """The same; None if nothing may come, or after a failure."""
+        mask_W = self.mask()
+        return None if self._is_empty or self.parser.is_error() else mask_W
 
     def accept(self, token_id: int) -> bool:
         """Take the next token. False: it may not come, and nothing has changed."""
@@ -318,7 +307,7 @@ class Matcher:
             return False
         self._places.append(self._place)
         self._place = following
-        self._mask_W = self._found_W = None
+        self._mask_W = self._found = None
         if len(self._places) % REFUEL_TOKENS == 0:
             self.mask()
         return True
@@ -335,7 +324,7 @@ class Matcher:
         if num_parsed:
             assert self.parser.rollback(num_parsed), self.parser.get_error()
         self._place = undone[0]
-        self._mask_W = self._found_W = None
+        self._mask_W = self._found = None
 
     def _following(self, token_id: int) -> _Place | None:
         """The place after a token; None if it may not come."""
@@ -354,29 +343,35 @@ class Matcher:
             return place
         if self.parser.is_error():
             self._compiled.is_broken = True
-            self._mask_W = self._found_W = None
+            self._mask_W = self._found = None
         return None
 
     def _compute_mask(self) -> Mask:
         size = self.compiler.vocab_size
+        self._is_empty = False
         if self._place is _Place.THINKING:
             mask_W = all_tokens(size)
             clear_bits(mask_W, [*self._end_ids, *(i for i in self.compiler.call_ids if i is not None)])
             return mask_W
         if self._place is _Place.NEWLINE:
             return one_token(self.compiler.newline_id, size)
-        if self._found_W is not None:
-            mask_W = self._found_W & self._inside_W
+        if self._found is not None:
+            found, index = self._found
+            mask_W, has_any = found.take(index)
         elif self._place is _Place.ANSWER and not self.parser.is_error():
             found_W = np.frombuffer(self.parser.compute_bitmask(), dtype=np.uint32)
-            mask_W = found_W[: len(self._inside_W)] & self._inside_W
+            mask_W = found_W[: len(self.inside_W)] & self.inside_W
+            has_any = bool(mask_W.any())
         else:
-            mask_W = np.zeros_like(self._inside_W)
+            mask_W, has_any = np.zeros_like(self.inside_W), False
         # With the request's own ends, where they may come.
         is_error = self.parser.is_error()
         self._compiled.is_broken |= is_error
         if is_error or self.may_end:
-            set_bits(mask_W, [token_id for token_id in self._end_ids if token_id < self.compiler.vocab_size])
+            ends = [token_id for token_id in self._end_ids if token_id < self.compiler.vocab_size]
+            set_bits(mask_W, ends)
+            has_any |= bool(ends)
+        self._is_empty = not has_any
         return mask_W
 
 

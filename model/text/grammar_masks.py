@@ -42,3 +42,22 @@ def clear_bits(mask_W: Mask, token_ids: Iterable[int]) -> None:
     for token_id in token_ids:
         if token_id // 32 < len(mask_W):
             mask_W[token_id // 32] &= ~np.uint32(1 << token_id % 32)
+
+
+class FoundMasks:
+    """Masks [M, W] that a parser finds all at once; then what is not inside is taken away.
+
+    By who asks first, and not by the parser's thread: that would have to wait for the interpreter.
+    """
+
+    def __init__(self, inside_MW: NDArray[np.uint32]) -> None:
+        self.found_MW = np.zeros_like(inside_MW)
+        self._inside_MW = inside_MW
+        self._has_any_M: list[bool] = []
+
+    def take(self, index: int) -> tuple[Mask, bool]:
+        """A row, and whether anything is in it."""
+        if not self._has_any_M:
+            self.found_MW &= self._inside_MW
+            self._has_any_M = np.logical_or.reduce(self.found_MW != 0, axis=1).tolist()
+        return self.found_MW[index], self._has_any_M[index]

@@ -31,11 +31,17 @@ from model.text.chat_json import question
 from model.weights import Checkpoint, open_checkpoint
 
 LEAST_AGREEMENT = 0.99
+SUMS = ((17, 25), (340, 98), (612, 77), (5, 9), (481, 302), (64, 64))
+NUMBERS = ("31 7 120 64", "9 8 7 6", "500 12 83 41", "77 3 19", "250 25 205", "6 60 600 66")
+WORDS = ("lamp river stone", "print export import", "delta alpha gamma beta", "sun moon", "copy paste cut")
 TEXTS = (
-    "What is 12 + 30?",
-    "Repeat: K7XQ2",
     "Say anything.",
     "Repeat: " + "the quick brown fox jumps over the lazy dog " * 8,
+    *(f"What is {left} + {right}?" for left, right in SUMS),
+    *(f"What is {max(pair)} - {min(pair)}?" for pair in SUMS),
+    *(f"Sort these numbers: {numbers}" for numbers in NUMBERS),
+    *(f"Sort these words: {words}" for words in WORDS),
+    *(f"Repeat: {words} {numbers}" for words, numbers in zip(WORDS, NUMBERS, strict=False)),
 )
 
 

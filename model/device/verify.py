@@ -30,8 +30,7 @@ class VerifyRows:
     prompts_B: torch.Tensor  # tokens of its prompt
     limits_B: torch.Tensor  # drafts that are real: rows behind them are padding
     begins_B: torch.Tensor  # first position that MTP layers have seen
-    following_BQ: torch.Tensor  # results; with Q = 1 the step's own tokens
-    counts_B: torch.Tensor
+    verified: Verified  # results; with Q = 1 what follows are the step's own tokens
 
     @classmethod
     def allocate(
@@ -53,8 +52,9 @@ class VerifyRows:
             step,
             base_B=step.positions_T if alone else int32(num_seqs) - 1,
             prompts_B=int32(num_seqs), limits_B=int32(num_seqs), begins_B=int32(num_seqs),
-            following_BQ=step.token_ids_T.view(-1, 1) if alone else int32(num_seqs, num_queries),
-            counts_B=int32(num_seqs),
+            verified=Verified.around(
+                step.token_ids_T.view(-1, 1) if alone else int32(num_seqs, num_queries)
+            ),
         )  # fmt: skip
 
     @property
@@ -79,7 +79,7 @@ class VerifyRows:
     def sampled(self, num_seqs: int) -> SampledRows:
         """Copies of what the step of the first N sequences has left."""
         return SampledRows(
-            self.following_BQ[:num_seqs].clone(), self.counts_B[:num_seqs].clone(),
+            self.verified.following_BQ[:num_seqs].clone(), self.verified.counts_B[:num_seqs].clone(),
             self.tokens_BQ[:num_seqs].clone(), self.base_B[:num_seqs].clone(),
         )  # fmt: skip
 
@@ -99,7 +99,7 @@ def first_rows(rows: VerifyRows, num_seqs: int) -> VerifyRows:
     )  # fmt: skip
     return VerifyRows(
         first, rows.base_B[:num_seqs], rows.prompts_B[:num_seqs], rows.limits_B[:num_seqs],
-        rows.begins_B[:num_seqs], rows.following_BQ[:num_seqs], rows.counts_B[:num_seqs],
+        rows.begins_B[:num_seqs], rows.verified.first(num_seqs),
     )  # fmt: skip
 
 
@@ -112,12 +112,11 @@ def verify_step(decoder: DeviceDecoder, rows: VerifyRows, scratch: Scratch) -> N
     draft_rows = rows.draft_rows
     decoder.ops.spread_rows(draft_rows)
     sampled = decoder.decode_step(step, scratch)
-    verified = Verified.into(rows.following_BQ, rows.counts_B)
-    decoder.ops.accept_rows(sampled, draft_rows, verified)
+    decoder.ops.accept_rows(sampled, draft_rows, rows.verified)
     # The step's logits stay where they are: the host may want them.
     scratch = replace(scratch, flat={name: flat for name, flat in scratch.flat.items() if name != "logits"})
     shown = shown_from(TokenRows.of_step(step), rows.begins_B)
-    draft(decoder, shown, scratch, draft_rows, verified)
+    draft(decoder, shown, scratch, draft_rows, rows.verified)
 
 
 def shown_from(tokens: TokenRows, begins_B: torch.Tensor) -> TokenRows:

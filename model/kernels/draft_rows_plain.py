@@ -42,14 +42,24 @@ class Verified:
     sampling: SamplingRows  # of the B next drafts
 
     @classmethod
-    def into(cls, following_BQ: torch.Tensor, counts_B: torch.Tensor) -> Verified:
-        """For `accept_rows`, whose results go there."""
+    def around(cls, following_BQ: torch.Tensor) -> Verified:
+        """Zeros beside it: rows that there are, for who reads them before anything was verified."""
+        num_seqs, device = following_BQ.shape[0], following_BQ.device
 
-        def empty(dtype: torch.dtype) -> torch.Tensor:
-            return torch.empty_like(counts_B, dtype=dtype)
+        def zeros(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(num_seqs, dtype=dtype, device=device)
 
-        sampling = SamplingRows(empty(torch.float64), empty(torch.int64), empty(torch.int64))
-        return cls(following_BQ, counts_B, empty(torch.int64), sampling)
+        sampling = SamplingRows(zeros(torch.float64), zeros(torch.int64), zeros(torch.int64))
+        return cls(following_BQ, zeros(torch.int32), zeros(torch.int64), sampling)
+
+    def first(self, num_seqs: int) -> Verified:
+        """Of the first sequences, in the same memory."""
+        how = self.sampling
+        sampling = SamplingRows(
+            how.temperatures_T[:num_seqs], how.seeds_T[:num_seqs], how.num_outputs_T[:num_seqs]
+        )
+        following_BQ, counts_B = self.following_BQ[:num_seqs], self.counts_B[:num_seqs]
+        return Verified(following_BQ, counts_B, self.last_B[:num_seqs], sampling)
 
 
 def spread_rows(rows: DraftRows) -> None:

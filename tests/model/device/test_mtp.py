@@ -65,8 +65,8 @@ def test_tokens_are_those_of_single_steps_whatever_is_drafted(draft: str) -> Non
                 rows.tokens_BQ[seq] = torch.tensor(known[-4:], dtype=torch.int32)
         verify_step(engine, rows, scratch)
         for seq, answer in enumerate(answers):
-            answer.extend(rows.following_BQ[seq, : int(rows.counts_B[seq]) + 1].tolist())
-        counts += rows.counts_B.tolist()
+            answer.extend(rows.verified.following_BQ[seq, : int(rows.verified.counts_B[seq]) + 1].tolist())
+        counts += rows.verified.counts_B.tolist()
         assert rows.tokens_BQ[:, 0].tolist() == [answer[-1] for answer in answers]
         assert rows.base_B.tolist() == [
             len(prompt) + len(answer) - 1 for prompt, answer in zip(prompts, answers, strict=True)
@@ -99,7 +99,7 @@ def test_drafts_are_those_of_the_cpu_chain() -> None:
     rows.prompts_B.fill_(1)
     rows.limits_B.fill_(3)
     verify_step(engine, rows, scratch)
-    following = rows.following_BQ[0].tolist()
+    following = rows.verified.following_BQ[0].tolist()
     _, hidden_TH = forward(decoder, tokens)
     drafts = []
     for layer in chain.layers:
@@ -107,5 +107,5 @@ def test_drafts_are_those_of_the_cpu_chain() -> None:
         hidden_TH = run_block(layer.block, decoder, joined_TH)
         drafts.append(int(layer.logits(hidden_TH)[-1].argmax()))
         following = [*following[1:], drafts[-1]]
-    assert rows.counts_B.tolist() == [3]
+    assert rows.verified.counts_B.tolist() == [3]
     assert rows.tokens_BQ[0].tolist()[1:] == drafts

@@ -53,7 +53,7 @@ def copy_of(rows: DraftRows) -> DraftRows:
 
 
 def verified_of(rows: DraftRows) -> Verified:
-    return Verified.into(torch.full_like(rows.tokens_BQ, -7), torch.full_like(rows.base_B, -7))
+    return Verified.around(torch.full_like(rows.tokens_BQ, -7))
 
 
 def candidates_of(draw: random.Random, num_ranks: int, num_rows: int, device: torch.device) -> Candidates:

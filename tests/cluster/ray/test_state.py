@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ def test_starting_while_one_is_up_is_refused_with_its_address() -> None:
         pass
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """As at a terminal: a shell starts what runs in the background with interrupts ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
     reached = []
     with pytest.raises(KeyboardInterrupt), interrupt_later():
@@ -118,6 +128,7 @@ def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
     assert reached == ["end"]
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_a_second_interrupt_does_not_wait() -> None:
     reached = []
     with pytest.raises(KeyboardInterrupt), interrupt_later():

@@ -69,12 +69,51 @@ class Exchange(Protocol):
         """Candidates [R, T] of all ranks: in `out`, or `own` where there is one rank."""
 
 
-class _WholeSums:
-    """Every rank adds all rows, then norms them."""
+class Alone:
+    """One rank: nothing to exchange."""
+
+    num_ranks = 1
+
+    def add(self, part_TH: torch.Tensor) -> torch.Tensor:
+        """The part is the sum."""
+        return part_TH
+
+    def add_norm(
+        self,
+        addends: Addends,
+        ops: Ops,
+        hidden_TH: torch.Tensor,
+        norm: InputNorm,
+        normed_TH: torch.Tensor,
+    ) -> None:
+        """See `Exchange.add_norm`: one launch, which adds parts and rows of experts, too."""
+        ops.add_norm(
+            hidden_TH, hidden_TH, deltas_PTH=addends.deltas_PTH, routed=addends.routed, norm=norm,
+            normed_TH=normed_TH,
+        )  # fmt: skip
+
+    def complete(self, hidden_TH: torch.Tensor) -> None:
+        """It is."""
+
+    def gather(self, own: Candidates, out: Candidates) -> Candidates:  # noqa: ARG002
+        """They are all there are."""
+        return own
+
+
+class GlooExchange:
+    """Over any torch.distributed group: every rank gathers all parts and adds them in the order of ranks."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group, self.num_ranks = group, group.size()
 
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """See `Exchange.add`."""
-        raise NotImplementedError
+        parts = [torch.empty_like(part_TH) for _ in range(self.num_ranks)]
+        dist.all_gather(parts, part_TH.contiguous(), group=self._group)
+        total_TH = parts[0].float()
+        for part in parts[1:]:
+            total_TH = total_TH + part.float()
+        return total_TH.to(part_TH.dtype)
 
     def add_norm(
         self,
@@ -89,36 +128,6 @@ class _WholeSums:
 
     def complete(self, hidden_TH: torch.Tensor) -> None:
         """It is."""
-
-
-class Alone(_WholeSums):
-    """One rank: nothing to exchange."""
-
-    num_ranks = 1
-
-    def add(self, part_TH: torch.Tensor) -> torch.Tensor:
-        """The part is the sum."""
-        return part_TH
-
-    def gather(self, own: Candidates, out: Candidates) -> Candidates:  # noqa: ARG002
-        """They are all there are."""
-        return own
-
-
-class GlooExchange(_WholeSums):
-    """Over any torch.distributed group, all parts gathered and added in float32 in the order of ranks."""
-
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group, self.num_ranks = group, group.size()
-
-    def add(self, part_TH: torch.Tensor) -> torch.Tensor:
-        """See `Exchange.add`."""
-        parts = [torch.empty_like(part_TH) for _ in range(self.num_ranks)]
-        dist.all_gather(parts, part_TH.contiguous(), group=self._group)
-        total_TH = parts[0].float()
-        for part in parts[1:]:
-            total_TH = total_TH + part.float()
-        return total_TH.to(part_TH.dtype)
 
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         """See `Exchange.gather`."""

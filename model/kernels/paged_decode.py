@@ -39,6 +39,8 @@ _FEW_SEQUENCES, _SOME_SEQUENCES = 4, 16
 _SMALL_TILE = 32
 _FEW_PROGRAMS = 132  # one for each multiprocessor
 _PARTS_APART, _WARPS_APART = 64, 4
+# Rows x parts in registers at a time while the last program adds them: each time is a wait for memory.
+_MERGED_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,6 @@ class DecodeTuning:
     # Keys are found through the block table, and Triton gives each of the two loads half the stages: 5 keep
     # two tiles of keys and values on their way, 3 and 4 only one.
     num_stages: int = 5
-    # Rows x partial results in registers at a time while they are added up: each time is a wait for memory.
-    merged_rows: int = 32
     adds_apart: bool = False  # in a launch of its own, every row by a program: for few rows of many parts
     most_programs: int | None = None  # fewer than the workspace has: fewer parts of a long sequence
     most_whole: int = 12  # tiles: if no piece is longer, none is cut: adding up would cost more than it saves
@@ -118,7 +118,7 @@ def paged_decode(
         "HAS_BEGINS": sequences.begins_B is not None, "MAX_ROWS": max_rows, "TILE": tuning.tile,
         "MOST_WHOLE": tuning.most_whole, **early_launch(),
     }  # fmt: skip
-    merged_parts = 0 if tuning.adds_apart else max(1, tuning.merged_rows // merged_rows)
+    merged_parts = 0 if tuning.adds_apart else max(1, _MERGED_ROWS // merged_rows)
     _decode_kernel[(num_programs,)](
         q_TND, kv.pool_XK2SD, sequences.blocks_BM, sequences.context_lens_B, begins_B, gate_TN, out_TND,
         workspace.partial_sums_W2RD, workspace.partial_stats_W22R, workspace.counters,

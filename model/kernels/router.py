@@ -16,12 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from model.kernels.early_start import (
-    early_launch,
-    let_next_start,
-    prefetch_rows,
-    wait_for_inputs,
-)
+from model.kernels.early_start import early_launch, let_next_start, prefetch_rows, wait_for_inputs
 from model.kernels.gemv import gemv, sum_of_chunks
 from model.kernels.linear_config import LOAD_BYTES, WARP_SIZE, Workspace, split_columns
 from model.kernels.noise import GAMMA, mix

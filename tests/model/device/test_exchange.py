@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
 from model.device import ops_plain
 from model.device.decoder import DeviceDecoder
-from model.device.exchange import Alone, GlooExchange
+from model.device.exchange import Addends, Alone, GlooExchange
 from model.device.layout import KINDS, KVLayout, allocate_pools
+from model.device.ops import Ops
 from model.device.prefill import prefill
 from model.device.state import StepRows, allocate_scratch
 from model.device.weights import Formats
+from model.kernels.linear_config import InputNorm
+from model.kernels.norms_plain import RoutedRows
 from tests.model.device.pack_decoder import pack_decoder
 from tests.model.device.small_models import CPU, prompts_of, random_decoder, text_of
 from tests.model.ranks import run_ranks
@@ -63,3 +68,14 @@ def test_two_ranks_answer_as_one() -> None:
     assert torch.equal(ranks[0][0], tokens)
     both = torch.cat([part for _, part in ranks], dim=1)
     assert (both - logits).abs().max() < 1e-4 * logits.abs().max()
+
+
+def test_alone_whatever_is_to_be_added_is_added_and_normed_in_one_launch() -> None:
+    """Parts of a product and rows of experts: who adds them first by themselves pays a launch a sum."""
+    launches = list[dict[str, object]]()
+    ops = SimpleNamespace(add_norm=lambda *_, **what: launches.append(what))
+    ids_TK = torch.zeros(1, 1, dtype=torch.int32)
+    routed = RoutedRows(torch.zeros(1, 8), ids_TK, torch.ones(1, 1), 0, 1, 1.0)
+    addends, hidden_TH = Addends(torch.zeros(3, 1, 8), routed), torch.zeros(1, 8)
+    Alone().add_norm(addends, cast("Ops", ops), hidden_TH, InputNorm(torch.ones(8), 1e-5), hidden_TH.clone())
+    assert [(what["deltas_PTH"], what["routed"]) for what in launches] == [(addends.deltas_PTH, routed)]

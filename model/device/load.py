@@ -12,7 +12,7 @@ Shapes: H hidden, W width, E experts of this rank, N rows and K columns of a mat
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,7 +30,7 @@ from model.device.weights import (
 )
 from model.errors import CheckpointError
 from model.kernels.experts_config import SharedExpert
-from model.kernels.packed import FP8_BLOCK, PackedFormat, PackedWeight, pack
+from model.kernels.packed import FP8_BLOCK, PackedFormat, PackedWeight, pack, tiled
 from model.packed_weights import FP8_DTYPE, read_packed
 from model.quant.parts import as_bf16, as_int8, columns, filled_zeros, in_kernel_groups, joined
 from model.stored import TensorFiles, open_files
@@ -223,8 +223,8 @@ class _Loader:
             raise CheckpointError(f"{names[0]}: experts are {stored} in the checkpoint; asked for: {asked}")
         weight = joined([(weight, range(weight.shape[0])) for weight in sources])
         if weight.format == "bf16" and asked is not None:
-            return pack(weight.data, asked, packed_group_size(asked, weight.shape[-1]))
-        return in_kernel_groups(weight)
+            return tiled(pack(weight.data, asked, packed_group_size(asked, weight.shape[-1])))
+        return tiled(in_kernel_groups(weight))
 
     def mtp(self, config: LayerConfig) -> MTPWeights:
         name, text = f"model.layers.{config.index}", self.checkpoint.config.text
@@ -246,16 +246,15 @@ class _Loader:
 def _empty_stack(count: int, like: PackedWeight) -> PackedWeight:
     data = torch.empty((count, *like.data.shape), dtype=like.data.dtype, device=like.data.device)
     scales = None if like.scales is None else like.scales.new_empty((count, *like.scales.shape))
-    return PackedWeight(like.format, data, scales, None, like.group_size, (count, *like.shape))
+    shape = (count, *like.shape)
+    return PackedWeight(like.format, data, scales, None, like.group_size, shape, like.is_tiled)
 
 
 def _fill_place(stack: PackedWeight, place: int, weight: PackedWeight) -> PackedWeight:
     """The stack with a matrix copied into it; it gets zero points when the first matrix has some."""
     assert weight.shape == stack.shape[1:] and weight.format == stack.format, (weight, stack)
     if weight.zeros is not None and stack.zeros is None:
-        stack = PackedWeight(
-            stack.format, stack.data, stack.scales, filled_zeros(stack), stack.group_size, stack.shape
-        )
+        stack = replace(stack, zeros=filled_zeros(stack))
     stack.data[place].copy_(weight.data)
     if stack.scales is not None and weight.scales is not None:
         stack.scales[place].copy_(weight.scales)

@@ -23,7 +23,7 @@ from model.device.weights import (
     packed_group_size,
 )
 from model.kernels.experts_config import SharedExpert
-from model.kernels.packed import PackedFormat, PackedWeight, random_packed
+from model.kernels.packed import PackedFormat, PackedWeight, random_packed, tiled
 
 # Logits this far apart choose one token clearly, and sampling still has a choice.
 HEAD_GAIN = 3.0
@@ -99,13 +99,14 @@ class _Maker:
     def moe(self, layer: LayerConfig) -> MoEWeights:
         text, hidden = self.text, self.text.hidden_size
         experts, weight_format = self.share.of(text.num_experts), self.formats.experts
+        sizes = (len(experts), 2 * text.expert_width, hidden), (len(experts), hidden, text.expert_width)
+        gate_up, down = (tiled(self.packed(*size, weight_format=weight_format)) for size in sizes)
         router_EH = torch.randn(text.num_experts, hidden, generator=self.common, device=self.device)
         shared = self.dense(text.shared_width, layer.shared_swiglu_limit)
         return MoEWeights(
             router_EH=router_EH.mul_(hidden**-0.5),
             bias_E=torch.randn(text.num_experts, generator=self.common, device=self.device).mul_(0.1),
-            gate_up=self.packed(len(experts), 2 * text.expert_width, hidden, weight_format=weight_format),
-            down=self.packed(len(experts), hidden, text.expert_width, weight_format=weight_format),
+            gate_up=gate_up, down=down,
             limit=layer.swiglu_limit, first_expert=experts.start,
             shared=SharedExpert(shared.gate_up, shared.down, shared.limit),
         )  # fmt: skip

@@ -29,7 +29,7 @@ from model.kernels.linear_config import (
     Workspace,
     choose_config,
 )
-from model.kernels.packed import PackedFormat, PackedWeight, random_packed
+from model.kernels.packed import PackedFormat, PackedWeight, random_packed, tiled
 from model.kernels.paged import PagedKV, allocate_pool, allocate_workspace
 
 _L2_BYTES, _MOST_COPIES, _MOST_CONFIGS = 128 << 20, 16, 24
@@ -135,8 +135,8 @@ def expert_cases(
     hidden, num_own = text.hidden_size, len(share.of(text.num_experts))
     shared_width = len(share.of(text.shared_width))
     shape = ExpertsShape(num_own, text.experts_per_token, hidden, text.expert_width, share.world_size)
-    gate_up = _packed((num_own, 2 * text.expert_width, hidden), formats.experts, generator)
-    down = _packed((num_own, hidden, text.expert_width), formats.experts, generator)
+    gate_up = tiled(_packed((num_own, 2 * text.expert_width, hidden), formats.experts, generator))
+    down = tiled(_packed((num_own, hidden, text.expert_width), formats.experts, generator))
     shared = SharedExpert(
         _packed((2 * shared_width, hidden), formats.rest, generator),
         _packed((hidden, shared_width), formats.rest, generator),

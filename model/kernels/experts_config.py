@@ -272,7 +272,10 @@ def num_strips(tile: TileConfig, gated: bool, weight: PackedWeight, shared: Pack
 
 def kernel_operand(weight: PackedWeight | None) -> tuple[torch.Tensor | None, ...]:
     """A weight as kernels take it."""
-    return (None, None, None) if weight is None else (weight.data, weight.scales, weight.zeros)
+    if weight is None:
+        return None, None, None
+    assert weight.format != "int4" or weight.is_tiled, "kernels read int4 in tiles (packed.py)"
+    return weight.data, weight.scales, weight.zeros
 
 
 def kernel_sizes(

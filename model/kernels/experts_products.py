@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from model.kernels.early_start import let_next_start, wait_for_inputs
-from model.kernels.quads import quad_position, quad_strip
+from model.kernels.quads import gate_and_up, quad_position, quad_strip
 from model.kernels.tiles import dot_strip, gemv_strip, swiglu
 
 
@@ -113,7 +113,9 @@ def dot_tile(
         )  # fmt: skip
     NUM_OUTPUTS: tl.constexpr = N // 2 if GATED else N
     if GATED:
-        if WEIGHTS_FIRST:
+        if HAS_QUADS:
+            gate, up = gate_and_up(result, BLOCK, BLOCK_T)
+        elif WEIGHTS_FIRST:
             gate, up = tl.split(tl.permute(tl.reshape(result, [BLOCK, 2, BLOCK_T]), [0, 2, 1]))
         else:
             gate, up = tl.split(tl.reshape(result, [BLOCK_T, BLOCK, 2]))

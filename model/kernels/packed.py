@@ -10,11 +10,16 @@ int4    uint8 [..., N, K / 2]     bfloat16 [..., N, B]                    (nibbl
 
 An int4 byte is (nibble of the even column) | (nibble of the odd column) << 4, as in model/quant/base.py,
 where zero is 8 throughout; zero points, uint8 [..., N, B], hold another one for each group.
+
+Memory: for each group of columns the scales of all rows lie side by side. Kernels read int4 in tiles of 8
+rows x 128 columns, one behind the other (`tiled`): row by row the 64 bytes that they take of a row at a time
+are half a line of the cache.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import gcd
 from typing import Literal
 
 import torch
@@ -28,6 +33,7 @@ FP8_BLOCK = 128
 # Few enough that temporaries are small beside a stack, many enough that launches do not count.
 _MATRICES_AT_A_TIME = 16
 INT4_ZERO = 8
+TILE_ROWS, TILE_COLUMNS = 8, 128
 _MAX_FP8 = torch.finfo(torch.float8_e4m3fn).max
 _DATA_DTYPES: dict[PackedFormat, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -47,6 +53,7 @@ class PackedWeight:
     zeros: torch.Tensor | None  # int4 with zero points
     group_size: int  # columns that share a scale: 128 for fp8 (and 128 rows), 32/64/128 for ints, 0 for bf16
     shape: tuple[int, ...]
+    is_tiled: bool = False  # int4 of routed experts, for kernels
 
     def __post_init__(self) -> None:
         *_, num_rows, num_columns = self.shape
@@ -63,6 +70,7 @@ class PackedWeight:
                 self.scales,
             )
         assert self.zeros is None or (self.format == "int4" and tuple(self.zeros.shape) == scale_shape)
+        assert not self.is_tiled or self.format == "int4", self.format
         if self.format in ("int8", "int4"):
             object.__setattr__(self, "scales", _group_by_group(self.scales))
             object.__setattr__(self, "zeros", _group_by_group(self.zeros))
@@ -78,12 +86,39 @@ class PackedWeight:
         assert len(self.shape) == 3, self.shape
         scales = None if self.scales is None else self.scales[index]
         zeros = None if self.zeros is None else self.zeros[index]
-        return PackedWeight(self.format, self.data[index], scales, zeros, self.group_size, self.shape[1:])
+        data, shape = self.data[index], self.shape[1:]
+        return PackedWeight(self.format, data, scales, zeros, self.group_size, shape, self.is_tiled)
 
 
 def _group_by_group(values: torch.Tensor | None) -> torch.Tensor | None:
     """[..., N, K / group] as memory has it for kernels: for each group of columns all rows, side by side."""
     return None if values is None else values.mT.contiguous().mT
+
+
+def tile_sizes(num_rows: int, num_columns: int) -> tuple[int, int]:
+    """Rows and columns of a tile: fewer where they do not divide the matrix."""
+    return gcd(num_rows, TILE_ROWS), gcd(num_columns, TILE_COLUMNS)
+
+
+def tiled(weight: PackedWeight) -> PackedWeight:
+    """int4 as kernels read it, copied; other formats as they are."""
+    if weight.format != "int4" or weight.is_tiled:
+        return weight
+    tile_rows, tile_columns = tile_sizes(*weight.shape[-2:])
+    tiles = weight.data.unflatten(-1, (-1, tile_columns // 2)).unflatten(-3, (-1, tile_rows))
+    return replace(weight, data=tiles.transpose(-3, -2).reshape(weight.data.shape), is_tiled=True)
+
+
+def _row_by_row(weight: PackedWeight) -> torch.Tensor:
+    """Data [..., N, K / 2] whose rows lie one behind the other."""
+    if not weight.is_tiled:
+        return weight.data
+    num_rows, num_columns = weight.shape[-2:]
+    tile_rows, tile_columns = tile_sizes(num_rows, num_columns)
+    tiles = weight.data.reshape(
+        *weight.shape[:-2], -1, num_columns // tile_columns, tile_rows, tile_columns // 2
+    )
+    return tiles.transpose(-3, -2).reshape(weight.data.shape)
 
 
 def dequantize(packed: PackedWeight) -> torch.Tensor:
@@ -94,7 +129,7 @@ def dequantize(packed: PackedWeight) -> torch.Tensor:
     if packed.format == "fp8":
         scales = packed.scales.repeat_interleave(FP8_BLOCK, -2).repeat_interleave(FP8_BLOCK, -1)
         return packed.data.float() * scales[..., : packed.shape[-2], : packed.shape[-1]]
-    codes = packed.data
+    codes = _row_by_row(packed)
     zeros: torch.Tensor | int = 0
     if packed.format == "int4":
         codes = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)

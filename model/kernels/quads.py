@@ -8,6 +8,9 @@ nibble is put behind the point of a bfloat16 by one instruction: 128 + nibble, 7
 So the four nibbles are four tiles [R, Q], which want the columns of the input in another order, in each group
 first all that are 0 modulo 4, then 1, 2, 3. Whoever writes the input writes it so (`quad_position`).
 
+The weights lie in tiles of 8 rows (packed.py): 8 rows of gate, 8 of up in turn, so that neighbours read whole
+lines, and both values of an output are in one thread.
+
 128 + zero point come off a group's sum in float32, times the sum of its inputs: that is a product with ones,
 which the tensor cores do once for all rows of a warp. Then the sum is scaled.
 """
@@ -19,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from model.kernels.tiles import INTERPRETED, first_group, multiply, strip_rows
+from model.kernels.tiles import INTERPRETED, column_offsets, first_group, multiply, row_offsets, strip_rows
 
 
 @triton.jit
@@ -38,6 +41,25 @@ def permute_row(x_ptr, out_ptr, first_quad, K: tl.constexpr, GROUP: tl.constexpr
     out_ptr = out_ptr.to(tl.pointer_type(tl.int16)) + quad_position(4 * quads, GROUP)
     for i in tl.static_range(4):
         tl.store(out_ptr + i * (GROUP // 4), (bits >> (16 * i)).to(tl.int16), mask=inside)
+
+
+@triton.jit
+def quad_rows(strip, N: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr):
+    """Rows of the matrix in a strip [R]: BLOCK consecutive ones, or 8 of gate and 8 of up in turn."""
+    if GATED:
+        r = tl.arange(0, 2 * BLOCK)
+        rows = tl.minimum(strip * BLOCK + r // 16 * 8 + r % 8, N // 2 - 1) + r // 8 % 2 * (N // 2)
+    else:
+        rows = strip_rows(strip, N, BLOCK, False)
+    return rows
+
+
+@triton.jit
+def gate_and_up(result, BLOCK: tl.constexpr, BLOCK_T: tl.constexpr):
+    """[BLOCK, T] each, of a strip's result [2 BLOCK, T]."""
+    eights = tl.permute(tl.reshape(result, [BLOCK // 8, 2, 8, BLOCK_T]), [0, 2, 3, 1])
+    gate, up = tl.split(eights)
+    return tl.reshape(gate, [BLOCK, BLOCK_T]), tl.reshape(up, [BLOCK, BLOCK_T])
 
 
 @triton.jit
@@ -113,10 +135,10 @@ def quad_strip(
     """
     R: tl.constexpr = 2 * BLOCK if GATED else BLOCK
     Q: tl.constexpr = GROUP // 4
-    rows = strip_rows(strip, N, BLOCK, GATED)
+    rows = quad_rows(strip, N, BLOCK, GATED)
     groups = first_group(matrix, N, K, "int4", GROUP)
     w_ptr = weight[0] + matrix.to(tl.int64) * (N * K // 2)
-    w_ptr = w_ptr.to(tl.pointer_type(tl.int16)) + rows[:, None] * (K // 4)
+    w_ptr = w_ptr.to(tl.pointer_type(tl.int16)) + row_offsets(rows, N, K, 4)[:, None]
     x_ptr = x_ptr + in_rows.to(tl.int64)[:, None] * STRIDE
     ones = tl.full([R, Q], 1.0, tl.float32 if INTERPRETED else tl.bfloat16)
     quads = tl.arange(0, Q)[None, :]
@@ -130,7 +152,7 @@ def quad_strip(
         offset = -136.0
         if weight[2] is not None:
             offset = load_offsets(weight[2] + groups + k // GROUP * N + rows)[:, None]
-        nibbles = unpack_quads(tl.load(w_ptr + k // 4 + quads))
+        nibbles = unpack_quads(tl.load(w_ptr + column_offsets(k // 4, N, K, 4) + quads))
         part = tl.zeros([R, BLOCK_T], tl.float32)
         sums = tl.zeros([R, BLOCK_T], tl.float32)
         for i in tl.static_range(4):

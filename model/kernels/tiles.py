@@ -15,8 +15,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from model.kernels import packed
+
 # The interpreter knows neither PTX nor arithmetic on bfloat16.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+_TILE_ROWS, _TILE_COLUMNS = tl.constexpr(packed.TILE_ROWS), tl.constexpr(packed.TILE_COLUMNS)
 
 
 @triton.jit
@@ -28,6 +31,36 @@ def strip_rows(strip, N: tl.constexpr, BLOCK: tl.constexpr, GATED: tl.constexpr)
     else:
         rows = tl.minimum(strip * BLOCK + tl.arange(0, BLOCK), N - 1)
     return rows
+
+
+@triton.constexpr_function
+def tile_size(size: int, most: int) -> int:
+    """Of a tile that int4 lies in (`packed.tile_sizes`): the largest power of two that divides both."""
+    return min(size & -size, most)
+
+
+@triton.jit
+def row_offsets(rows, N: tl.constexpr, K: tl.constexpr, PACK: tl.constexpr):
+    """Where rows of a matrix begin, in units of PACK values; more than one: of int4 in tiles."""
+    if PACK == 1:
+        offsets = rows * K
+    else:
+        ROWS: tl.constexpr = tile_size(N, _TILE_ROWS)
+        offsets = rows // ROWS * (ROWS * K // PACK) + rows % ROWS * (tile_size(K, _TILE_COLUMNS) // PACK)
+    return offsets
+
+
+@triton.jit
+def column_offsets(columns, N: tl.constexpr, K: tl.constexpr, PACK: tl.constexpr):
+    """From where a row begins to its columns, both in units of PACK values; of tiles a piece at a time."""
+    if PACK == 1:
+        offsets = columns
+    else:
+        WIDTH: tl.constexpr = tile_size(K, _TILE_COLUMNS) // PACK
+        tile = columns // WIDTH
+        # Of a remainder Triton does not know that it is a multiple, and would load value by value.
+        offsets = tile * (tile_size(N, _TILE_ROWS) * WIDTH) + (columns - tile * WIDTH)
+    return offsets
 
 
 @triton.jit
@@ -209,12 +242,16 @@ def gemv_strip(
     R: tl.constexpr = (2 * BLOCK if GATED else BLOCK) // X
     rows = tl.reshape(strip_rows(strip, N, BLOCK, GATED), [1, X, R])
     groups = first_group(matrix, N, K, FORMAT, GROUP)
-    w_ptr = weight[0] + matrix.to(tl.int64) * (N * K // PACK) + rows[:, :, :, None] * (K // PACK)
+    w_ptr = weight[0] + matrix.to(tl.int64) * (N * K // PACK) + row_offsets(rows, N, K, PACK)[:, :, :, None]
     acc = tl.zeros([C, X, R], tl.float32)
     starts = (tl.arange(0, C) * V)[:, None, None, None]
     for k in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
         columns = k // PACK + starts
-        w = load_columns(w_ptr, columns + tl.arange(0, V)[None, None, None, :], K // PACK, BLOCK_K // PACK)
+        at = column_offsets(columns, N, K, PACK) + tl.arange(0, V)[None, None, None, :]
+        if K % BLOCK_K == 0:
+            w = tl.load(w_ptr + at)
+        else:
+            w = tl.load(w_ptr + at, mask=columns < K // PACK, other=0.0)
         scaled = k + PACK * tl.reshape(starts, [C, 1, 1])
         zeros = 8.0
         if weight[2] is not None:
@@ -269,8 +306,9 @@ def dot_zeros(ptr, groups, rows, k, N: tl.constexpr, GROUP: tl.constexpr):
 
 @triton.jit
 def dot_step(
-    x_ptr, x_is_fp8: tl.constexpr, valid, w_ptr, zero, k, start, K: tl.constexpr, FORMAT: tl.constexpr,
-    R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, WEIGHTS_FIRST: tl.constexpr,
+    x_ptr, x_is_fp8: tl.constexpr, valid, w_ptr, zero, k, start, N: tl.constexpr, K: tl.constexpr,
+    FORMAT: tl.constexpr, R: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
+    WEIGHTS_FIRST: tl.constexpr,
 ):  # fmt: skip
     """`start` + the product of BLOCK_K columns, codes without their scales; they are exact in bfloat16."""
     PACK: tl.constexpr = 2 if FORMAT == "int4" else 1
@@ -278,13 +316,16 @@ def dot_step(
     # shared memory, and x as it is; with groups of 32 Triton 3.6 fails to compile that.
     IS_SPLIT: tl.constexpr = FORMAT == "int4" and (BLOCK_T < 64 or BLOCK_K < 64)
     packed = (k // PACK + tl.arange(0, BLOCK_K // PACK))[None, :]
-    w = load_columns(w_ptr, packed, K // PACK, BLOCK_K // PACK)
     if FORMAT == "int4":
+        # A step lies in a group, which lies in a tile, and neither passes the last column.
+        w = tl.load(w_ptr + column_offsets(k // 2, N, K, PACK) + tl.arange(0, BLOCK_K // 2)[None, :])
         low, high = unpack_int4(w)
         low, high = (low - zero).to(low.dtype), (high - zero).to(high.dtype)
         if not IS_SPLIT:
             w = tl.reshape(tl.join(low, high), [R, BLOCK_K])
-    elif FORMAT != "bf16" and not x_is_fp8:
+    else:
+        w = load_columns(w_ptr, packed, K, BLOCK_K)
+    if (FORMAT == "fp8" or FORMAT == "int8") and not x_is_fp8:  # noqa: PLR1714 - the compiler knows no sets
         w = w.to(tl.float32).to(tl.bfloat16)  # the direct way takes a slow conversion for every code
     if IS_SPLIT:
         even, odd = load_pairs(x_ptr, packed, valid[:, None] & (packed < K // 2))
@@ -314,7 +355,7 @@ def dot_strip(
     rows = strip_rows(strip, N, BLOCK, GATED)
     groups = first_group(matrix, N, K, FORMAT, GROUP)
     PACK: tl.constexpr = 2 if FORMAT == "int4" else 1
-    w_ptr = weight[0] + matrix.to(tl.int64) * (N * K // PACK) + rows[:, None] * (K // PACK)
+    w_ptr = weight[0] + matrix.to(tl.int64) * (N * K // PACK) + row_offsets(rows, N, K, PACK)[:, None]
     x_ptr = x[0] + in_rows.to(tl.int64)[:, None] * STRIDE
     acc = tl.zeros([R, BLOCK_T] if WEIGHTS_FIRST else [BLOCK_T, R], tl.float32)
     nothing = tl.zeros([R, BLOCK_T] if WEIGHTS_FIRST else [BLOCK_T, R], tl.float32)
@@ -332,7 +373,7 @@ def dot_strip(
         zero = dot_zeros(weight[2], groups, rows, k, N, GROUP) if FORMAT == "int4" else 0
         part = dot_step(
             x_ptr, x[1] is not None, valid, w_ptr, zero, k, acc if FORMAT == "bf16" else nothing,
-            K, FORMAT, R, BLOCK_T, BLOCK_K, WEIGHTS_FIRST,
+            N, K, FORMAT, R, BLOCK_T, BLOCK_K, WEIGHTS_FIRST,
         )  # fmt: skip
         if FORMAT == "bf16":
             acc = part

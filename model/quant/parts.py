@@ -3,8 +3,9 @@
 Shapes: N rows, K columns, B groups of a row, G columns of a group.
 
 Integers are kept exactly whatever is cut: groups become smaller where a cut goes through them, and int4
-codes are written as int8 where they meet int8. FP8 is kept where each block of 128 x 128 of the result lies
-within one block of a source; elsewhere the result is bfloat16 (its values are rounded to 8 bits: FP8 has 4).
+codes are written as int8 where they meet int8; tiles (`packed.tiled`) are for kernels, not for these. FP8 is
+kept where each block of 128 x 128 of the result lies within one block of a source; elsewhere the result is
+bfloat16 (its values are rounded to 8 bits: FP8 has 4).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def as_int8(weight: PackedWeight) -> PackedWeight:
     """int4 as int8 with the same scales: code - zero is between -16 and 15, so nothing is lost."""
     if weight.format == "int8":
         return weight
-    assert weight.format == "int4", weight.format
+    assert weight.format == "int4" and not weight.is_tiled, weight.format
     nibbles = torch.stack((weight.data & 15, weight.data >> 4), dim=-1).flatten(-2).view(torch.int8)
     zeros: torch.Tensor | int = INT4_ZERO
     if weight.zeros is not None:
@@ -64,6 +65,7 @@ def in_kernel_groups(weight: PackedWeight) -> PackedWeight:
 def columns(weight: PackedWeight, own: range) -> PackedWeight:
     """Some columns of all rows, copied."""
     num_rows, num_columns = weight.shape
+    assert not weight.is_tiled
     if len(own) == num_columns:
         return weight
     shape = (num_rows, len(own))
@@ -91,6 +93,7 @@ def columns(weight: PackedWeight, own: range) -> PackedWeight:
 def joined(parts: Sequence[Part]) -> PackedWeight:
     """Rows of matrices with as many columns, one below the other, copied; see the top of the file."""
     formats = {weight.format for weight, _ in parts}
+    assert not any(weight.is_tiled for weight, _ in parts)
     if formats == {"fp8"}:
         return _joined_fp8(parts) or _joined_bf16(parts)
     group_size = gcd(*(weight.group_size for weight, _ in parts))

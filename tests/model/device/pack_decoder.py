@@ -22,7 +22,7 @@ from model.device.weights import (
     packed_group_size,
 )
 from model.kernels.experts_config import SharedExpert
-from model.kernels.packed import PackedFormat, PackedWeight, pack
+from model.kernels.packed import PackedFormat, PackedWeight, pack, tiled
 from model.net.attention import Attention
 from model.net.decoder import Decoder, DecoderLayer
 from model.net.layers import GatedMLP
@@ -125,8 +125,8 @@ class _Packer:
         own = slice(experts.start, experts.stop)
         return MoEWeights(
             router_EH=self.plain(module.router), bias_E=self.plain(module.router_bias),
-            gate_up=self.packed(module.experts.gate_up[own], self.formats.experts),
-            down=self.packed(module.experts.down[own], self.formats.experts),
+            gate_up=tiled(self.packed(module.experts.gate_up[own], self.formats.experts)),
+            down=tiled(self.packed(module.experts.down[own], self.formats.experts)),
             limit=config.swiglu_limit, first_expert=experts.start,
             shared=SharedExpert(shared.gate_up, shared.down, shared.limit),
         )  # fmt: skip

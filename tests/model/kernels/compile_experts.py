@@ -51,7 +51,8 @@ def weight_of(
     groups = (*lead, num_columns // 128, num_rows)  # as memory has them
     data = torch.empty(*lead, num_rows, num_columns // 2, dtype=torch.uint8)
     zeros = torch.empty(groups, dtype=torch.uint8).mT if with_zeros else None
-    return PackedWeight("int4", data, torch.empty(groups, dtype=torch.bfloat16).mT, zeros, 128, shape)
+    scales = torch.empty(groups, dtype=torch.bfloat16).mT
+    return PackedWeight("int4", data, scales, zeros, 128, shape, is_tiled=True)
 
 
 def products(weight_format: PackedFormat, *, with_zeros: bool = False) -> list[Compiled]:

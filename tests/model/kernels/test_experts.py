@@ -25,7 +25,7 @@ from model.kernels.experts_config import (
     quad_tiles,
     takes_quads,
 )
-from model.kernels.packed import PackedFormat, PackedWeight, random_packed
+from model.kernels.packed import PackedFormat, PackedWeight, random_packed, tiled
 
 pytestmark = pytest.mark.slow  # interpreted, where there is no GPU
 
@@ -82,7 +82,10 @@ class Case:
 
 def weight(shape: tuple[int, ...], kind: Kind, generator: torch.Generator) -> PackedWeight:
     weight_format, group_size, with_zeros = kind
-    return random_packed(shape, weight_format, group_size, generator, generator.device, with_zeros=with_zeros)
+    packed = random_packed(
+        shape, weight_format, group_size, generator, generator.device, with_zeros=with_zeros
+    )
+    return tiled(packed)
 
 
 def make_case(

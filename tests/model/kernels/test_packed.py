@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.kernels.packed import PackedFormat, PackedWeight, dequantize, pack, random_packed
+from model.kernels.packed import (
+    PackedFormat,
+    PackedWeight,
+    dequantize,
+    pack,
+    random_packed,
+    tile_sizes,
+    tiled,
+)
 from model.quant import base
 
 FORMATS: list[tuple[PackedFormat, int]] = [
@@ -56,6 +64,23 @@ def test_zero_points_move_the_codes() -> None:
     scales = torch.tensor([[2.0]], dtype=torch.bfloat16)
     packed = PackedWeight("int4", data, scales, torch.tensor([[3]], dtype=torch.uint8), 4, (1, 4))
     assert dequantize(packed).tolist() == [[-4.0, -2.0, 0.0, 2.0]]
+
+
+@pytest.mark.parametrize("shape", [(24, 256), (3, 12, 96), (2, 7, 160)])
+def test_tiles_are_the_same_values_in_another_order(
+    shape: tuple[int, ...], generator: torch.Generator
+) -> None:
+    rows = pack(torch.randn(shape, generator=generator, device=generator.device), "int4", 32)
+    tiles = tiled(rows)
+    assert tiled(tiles) is tiles
+    assert torch.equal(dequantize(tiles), dequantize(rows))
+
+
+def test_a_tile_is_64_bytes_of_eight_rows_in_a_row(generator: torch.Generator) -> None:
+    rows = pack(torch.randn(2, 16, 256, generator=generator, device=generator.device), "int4", 128)
+    assert tile_sizes(16, 256) == (8, 128)
+    second_of_lower = rows.data[1, 8:16, 64:128]
+    assert torch.equal(tiled(rows).data[1].view(-1, 8, 64)[3], second_of_lower)
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

@@ -373,6 +373,7 @@ class _Call:
             SHARED_BLOCK_K=0 if shared is None else block_inputs(tile, shared),
             WEIGHTS_FIRST=tile.weights_first,
             HAS_QUADS=self.has_quads,
+            GROUP_BLOCKS=tile.group_blocks,
             OUT_GROUP=self.down.group_size if gated and self.has_quads else 0,
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,

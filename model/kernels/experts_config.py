@@ -59,6 +59,7 @@ class TileConfig:
     num_stages: int = 1  # of dot: tiles on their way
     unroll: int = 1  # of gemv: steps whose loads are under way together
     weights_first: bool = False
+    group_blocks: int = 0  # of dot: blocks that take turns on all strips, while the L2 has their rows; 0: all
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,11 @@ def choose_config(
         return _blocks(16, 32, num_warps=4, num_stages=4)
     fits_fp8 = shape.hidden_size % FP8_BLOCK == shape.width % FP8_BLOCK == 0
     quantize_inputs = quantize_inputs and weight_format == "fp8" and fits_fp8
-    block_rows = 64 if rows_per_expert < 160 else 128
-    return _blocks(block_rows, 64, num_warps=8, num_stages=3, quantize_inputs=quantize_inputs)
+    # 128 rows of unpacked int4 are too many for its registers.
+    block_rows = 64 if rows_per_expert < 160 or weight_format == "int4" else 128
+    config = _blocks(block_rows, 64, num_warps=block_rows // 16, num_stages=3)
+    gate_up, down = (replace(tile, group_blocks=4) for tile in (config.gate_up, config.down))
+    return replace(config, gate_up=gate_up, down=down, quantize_inputs=quantize_inputs)
 
 
 def _few_rows(*, sort: bool) -> ExpertsConfig:
@@ -198,12 +202,10 @@ def _few_quads(block_rows: int) -> ExpertsConfig:
     return ExpertsConfig(sort=True, gate_up=gate_up, down=replace(gate_up, block_outputs=64))
 
 
-def _blocks(
-    block_rows: int, block_outputs: int, *, num_warps: int, num_stages: int, quantize_inputs: bool = False
-) -> ExpertsConfig:
+def _blocks(block_rows: int, block_outputs: int, *, num_warps: int, num_stages: int) -> ExpertsConfig:
     gate_up = TileConfig("dot", block_rows, block_outputs, 128, num_warps, num_stages)
     down = TileConfig("dot", block_rows, 2 * block_outputs, 128, num_warps, num_stages)
-    return ExpertsConfig(sort=True, gate_up=gate_up, down=down, quantize_inputs=quantize_inputs)
+    return ExpertsConfig(sort=True, gate_up=gate_up, down=down)
 
 
 def gemv_tiles(*, gated: bool, weight_format: PackedFormat) -> Iterator[TileConfig]:

@@ -6,7 +6,8 @@ Shapes: T tokens, K experts per token, P = T * K pairs, H hidden, W expert width
 
 Rows of activations and results: pair t * K + k at that row, and the shared expert's token t at row P + t.
 Programs: blocks (of pairs, then of the shared expert) x strips of outputs. Blocks come first, so that those
-of one expert read the same strip at about the same time and memory is read once.
+of one expert read the same strip at about the same time and memory is read once. Of many blocks a group takes
+turns on all strips before the next one, or their rows would come from memory for every strip.
 """
 
 from __future__ import annotations
@@ -154,6 +155,20 @@ def routed_block(
     return expert, pairs, valid, exists
 
 
+@triton.jit
+def block_and_strip(GROUP_BLOCKS: tl.constexpr):
+    """Of this program; blocks first, in groups if there are any."""
+    block, strip = tl.program_id(0), tl.program_id(1)
+    if GROUP_BLOCKS > 0:
+        num_blocks, num_strips = tl.num_programs(0), tl.num_programs(1)
+        program = strip * num_blocks + block
+        first = program // (GROUP_BLOCKS * num_strips) * GROUP_BLOCKS
+        within = program - first * num_strips
+        size = tl.minimum(num_blocks - first, GROUP_BLOCKS)
+        block, strip = first + within % size, within // size
+    return block, strip
+
+
 @triton.jit(do_not_specialize=["num_blocks", "num_pairs", "first_expert", "num_tokens"])
 def product_dot(
     x, shared_x_ptr, ids_ptr, blocks, weight, shared_weight, out_ptr, num_blocks, num_pairs, first_expert,
@@ -162,12 +177,11 @@ def product_dot(
     WIDTH: tl.constexpr, FORMAT: tl.constexpr, GROUP: tl.constexpr, SHARED_N: tl.constexpr,
     SHARED_WIDTH: tl.constexpr, SHARED_FORMAT: tl.constexpr, SHARED_GROUP: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, SHARED_BLOCK_K: tl.constexpr, WEIGHTS_FIRST: tl.constexpr,
-    HAS_QUADS: tl.constexpr, OUT_GROUP: tl.constexpr, IS_EARLY: tl.constexpr,
+    HAS_QUADS: tl.constexpr, GROUP_BLOCKS: tl.constexpr, OUT_GROUP: tl.constexpr, IS_EARLY: tl.constexpr,
 ):  # fmt: skip
     """Blocks of rows of one expert: grid (num_blocks [+ shared blocks], strips); as `product_gemv`."""
     wait_for_inputs(IS_EARLY)
-    block = tl.program_id(0)
-    strip = tl.program_id(1)
+    block, strip = block_and_strip(GROUP_BLOCKS)
     if block < num_blocks:
         expert, pairs, valid, exists = routed_block(
             ids_ptr, blocks, block, first_expert, num_tokens, K, E, BLOCK_T

@@ -54,6 +54,9 @@ CONFIGS = {
     "few": ExpertsConfig(sort=True, gate_up=FEW, down=replace(FEW, block_outputs=128)),
     "quads": ExpertsConfig(sort=True, gate_up=QUADS, down=replace(QUADS, block_outputs=128)),
     "many": ExpertsConfig(sort=True, gate_up=MANY, down=replace(MANY, block_outputs=128)),
+    "groups": ExpertsConfig(
+        sort=True, gate_up=replace(MANY, block_outputs=32, group_blocks=2), down=replace(MANY, group_blocks=3)
+    ),
 }
 FP8_INPUTS = ExpertsConfig(
     sort=True,
@@ -151,13 +154,13 @@ def legal(shape: ExpertsShape, kind: Kind) -> bool:
     return kind[0] in ("bf16", "fp8") or shape.hidden_size % kind[1] == shape.width % kind[1] == 0
 
 
-@pytest.mark.parametrize("name", ["gemv", "pairs", "few", "quads", "many"])
+@pytest.mark.parametrize("name", ["gemv", "pairs", "few", "quads", "many", "groups"])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_every_way_to_multiply_is_the_same_product(kind: Kind, name: str, generator: torch.Generator) -> None:
     assert_close(*run(make_case(EVEN, 2, kind, generator), CONFIGS[name]))
 
 
-@pytest.mark.parametrize("name", ["gemv", "gemv-fused", "few", "many"])
+@pytest.mark.parametrize("name", ["gemv", "gemv-fused", "few", "many", "groups"])
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if legal(ODD, kind)], ids=str)
 def test_sizes_that_no_block_divides(kind: Kind, name: str, generator: torch.Generator) -> None:
     assert_close(*run(make_case(ODD, 3, kind, generator), CONFIGS[name]))
@@ -239,7 +242,7 @@ def test_rows_from_num_tokens_on_are_padding(name: str, on_device: bool, generat
     assert float(result[3].abs().max()) == 0 < float(result[2].abs().min())
 
 
-@pytest.mark.parametrize("name", ["gemv", "gemv-fused", "few", "many"])
+@pytest.mark.parametrize("name", ["gemv", "gemv-fused", "few", "many", "groups"])
 @pytest.mark.parametrize("kind", [("bf16", 0, False), ("int4", 32, True)], ids=str)
 def test_the_shared_expert_has_its_own_format(kind: Kind, name: str, generator: torch.Generator) -> None:
     assert_close(*run(make_case(EVEN, 2, ("int8", 128, False), generator, shared=kind), CONFIGS[name]))

@@ -183,8 +183,8 @@ def choose_config(
         return _blocks(16, 32, num_warps=4, num_stages=4)
     fits_fp8 = shape.hidden_size % FP8_BLOCK == shape.width % FP8_BLOCK == 0
     quantize_inputs = quantize_inputs and weight_format == "fp8" and fits_fp8
-    # 128 rows of unpacked int4 are too many for its registers.
-    block_rows = 64 if rows_per_expert < 160 or weight_format == "int4" else 128
+    # 128 rows of unpacked integers are too many for the registers.
+    block_rows = 64 if rows_per_expert < 160 or weight_format in {"int4", "int8"} else 128
     config = _blocks(block_rows, 64, num_warps=block_rows // 16, num_stages=3)
     gate_up, down = (replace(tile, group_blocks=4) for tile in (config.gate_up, config.down))
     return replace(config, gate_up=gate_up, down=down, quantize_inputs=quantize_inputs)

@@ -1,15 +1,16 @@
 """`python -m tests.gpu.parity`: the default model on the device engine, and in float32 on the CPU.
 
-Texts are scored by both (prefill, all positions) and continued greedily by both (decode). On a GPU the device
-engine computes in bfloat16, on a CPU in plain torch. `--ranks 2`: as a gang of processes that split
-attention, on as many GPUs or, with `--device cpu`, over gloo. Ends with status 1 below 99 % of equal best
-tokens.
+Both answer the same questions greedily (decode), and score the conversations of the float32 model, questions
+and answers to their ends (prefill). On a GPU the device engine computes in bfloat16, on a CPU in plain torch.
+`--ranks 2`: as a gang of processes that split attention, on as many GPUs or, with `--device cpu`, over gloo.
+Ends with status 1 below 99 % of equal best tokens.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -24,6 +25,7 @@ from model.errors import InvalidRequest
 from model.gang import spawn_gang
 from model.local import Answer, LocalServer, prompt_builder
 from model.nano import default_checkpoint
+from model.nano.data.texts import text_exchange
 from model.options import EngineOptions, scheduler_config
 from model.runner import LocalRunner, make_device_rank, make_network_rank, rank_maker
 from model.sampling import SamplingOptions
@@ -31,18 +33,7 @@ from model.text.chat_json import question
 from model.weights import Checkpoint, open_checkpoint
 
 LEAST_AGREEMENT = 0.99
-SUMS = ((17, 25), (340, 98), (612, 77), (5, 9), (481, 302), (64, 64))
-NUMBERS = ("31 7 120 64", "9 8 7 6", "500 12 83 41", "77 3 19", "250 25 205", "6 60 600 66")
-WORDS = ("lamp river stone", "print export import", "delta alpha gamma beta", "sun moon", "copy paste cut")
-TEXTS = (
-    "Say anything.",
-    "Repeat: " + "the quick brown fox jumps over the lazy dog " * 8,
-    *(f"What is {left} + {right}?" for left, right in SUMS),
-    *(f"What is {max(pair)} - {min(pair)}?" for pair in SUMS),
-    *(f"Sort these numbers: {numbers}" for numbers in NUMBERS),
-    *(f"Sort these words: {words}" for words in WORDS),
-    *(f"Repeat: {words} {numbers}" for words, numbers in zip(WORDS, NUMBERS, strict=False)),
-)
+NUM_QUESTIONS = 200
 
 
 def main() -> None:
@@ -78,18 +69,27 @@ def compare(
     with runner_of(checkpoint, split, device_type) as runner:
         start_s = time.perf_counter() - began_s
         servers = [LocalServer(checkpoint, each, sizes) for each in (network, runner)]
-        greedy = SamplingOptions(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
+        greedy = SamplingOptions(temperature=0.0, max_tokens=num_tokens)
         theirs, ours = (answers(server, greedy) for server in servers)
         forced = [answer.token_ids for answer in theirs]
         scoring = replace(greedy, max_tokens=1, num_prompt_logprobs=1)
         their_best, our_best = (best_tokens(answers(server, scoring, forced)) for server in servers)
-    same = sum(one == other for one, other in zip(their_best, our_best, strict=True))
+    positions = [
+        pair for pairs in zip(their_best, our_best, strict=True) for pair in zip(*pairs, strict=True)
+    ]
+    of_answers = [
+        pair
+        for answer, *pairs in zip(forced, their_best, our_best, strict=True)
+        for pair in list(zip(*pairs, strict=True))[-len(answer) :]
+    ]
     return {
         "device": torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
         "ranks": num_ranks,
         "start_s": round(start_s, 1),
-        "positions": len(their_best),
-        "agreement": round(same / len(their_best), 4),
+        "positions": len(positions),
+        "agreement": _share_of_equals(positions),
+        "positions_of_answers": len(of_answers),
+        "agreement_in_answers": _share_of_equals(of_answers),
         "answers": len(theirs),
         "same_answers": sum(a.token_ids == b.token_ids for a, b in zip(theirs, ours, strict=True)),
     }
@@ -111,10 +111,12 @@ def runner_of(
 def answers(
     server: LocalServer, options: SamplingOptions, forced: Sequence[list[int]] | None = None
 ) -> list[Answer]:
-    """Of all texts together; `forced` tokens stand behind each prompt."""
+    """To all questions together; `forced` tokens stand behind each prompt."""
     builder = prompt_builder(server.checkpoint)
+    rng = random.Random("parity")
     found = []
-    for index, text in enumerate(TEXTS):
+    for index in range(NUM_QUESTIONS):
+        text = text_exchange(rng).question
         prompt = builder.from_chat(question(text))
         if forced is not None:
             prompt = replace(prompt, prompt_ids=(*prompt.prompt_ids, *forced[index]))
@@ -123,9 +125,13 @@ def answers(
     return found
 
 
-def best_tokens(scored: Sequence[Answer]) -> list[int]:
-    """The most probable token of every position of all prompts."""
-    return [logprob.top[0][0] for answer in scored for logprob in answer.prompt_logprobs if logprob]
+def best_tokens(scored: Sequence[Answer]) -> list[list[int]]:
+    """The most probable token of every position of each prompt."""
+    return [[logprob.top[0][0] for logprob in answer.prompt_logprobs if logprob] for answer in scored]
+
+
+def _share_of_equals(pairs: Sequence[tuple[int, int]]) -> float:
+    return round(sum(one == other for one, other in pairs) / len(pairs), 4)
 
 
 if __name__ == "__main__":

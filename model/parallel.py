@@ -20,6 +20,7 @@ import torch.distributed
 from torch import Tensor
 from torch.distributed import TCPStore
 
+from model.device.dispatch import ExpertExchange
 from model.device.exchange import NO_MULTICAST, Exchange, GlooExchange, PeerExchange
 from model.errors import Unavailable
 from model.kernels.sample_plain import Candidates
@@ -72,6 +73,17 @@ class Group:
         with _losses_named(self.rank):
             self._comm.all_to_all_single(received_RH, x_RH.contiguous(), list(recv_counts), list(send_counts))
         return received_RH
+
+    def all_to_all_of_parts(self, x_WTH: Tensor) -> Tensor:
+        """Part r goes to rank r -> part r came from there. No size depends on data: a graph can hold it."""
+        received_WTH = torch.empty_like(x_WTH)
+        with _losses_named(self.rank):
+            self._comm.all_to_all_single(received_WTH, x_WTH.contiguous())
+        return received_WTH
+
+    def expert_exchange(self) -> Exchange:
+        """What ranks that own sequences of their own bring tokens to experts with."""
+        return ExpertExchange(self.all_to_all_of_parts, self.world_size)
 
     def exchange(self, hidden: int) -> Exchange:
         """What ranks that split attention add their parts with; on GPUs every rank calls it together.

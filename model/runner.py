@@ -208,14 +208,19 @@ def make_device_rank(
     """The device engine, alone or as a rank of `group`; on a CPU it computes in plain torch."""
     text = checkpoint.config.text
     sizes = scheduler_config(text, options, has_mtp=checkpoint.has_mtp)
-    share = Share(0, 1) if group is None else Share(group.rank, group.world_size)
-    weights = load_device_weights(checkpoint, share, device=device, with_mtp=sizes.num_drafts > 0)
+    of_group = Share(0, 1) if group is None else Share(group.rank, group.world_size)
+    share = of_group if options.attention == "tensor" else Share(0, 1)
+    weights = load_device_weights(
+        checkpoint, share, device=device, with_mtp=sizes.num_drafts > 0, own_experts=of_group
+    )
     exchange: Exchange = Alone()
     if group is not None:
         group.await_loaded()  # the engine's first steps, which it takes when it is made, are exchanges
-        exchange = group.exchange(text.hidden_size)
-    grammars = Grammars(checkpoint.directory, text.vocab_size)
-    return device_runner(weights, sizes, partial(TokenMasks.of, grammars=grammars), exchange)
+        splits = options.attention == "tensor"
+        exchange = group.exchange(text.hidden_size) if splits else group.expert_exchange()
+    masks = partial(TokenMasks.of, grammars=Grammars(checkpoint.directory, text.vocab_size))
+    space = 0 if options.attention == "tensor" else of_group.rank
+    return device_runner(weights, sizes, masks, exchange, space)
 
 
 def default_device() -> torch.device:

@@ -65,10 +65,12 @@ class PrefillChunks:
         parts: Sequence[Part],
         embeddings: Mapping[str, torch.Tensor],
         previous: TokensOnTheWay | None,
+        num_tokens: int,
     ) -> Prefilled:
-        """Compute the parts, and sample behind those that ask for it."""
+        """Compute the parts in a chunk for `num_tokens`, and sample behind those that ask for it."""
         first_rows = _first_rows(parts)
-        tokens = self._tokens(parts, first_rows, previous)
+        num_rows = bucket_for(num_tokens, self._sizes.chunk_buckets)
+        tokens = self._tokens(parts, first_rows, previous, num_rows)
         decoder, tokens = self._with_images(tokens, parts, first_rows, embeddings)
         decoder.run_layers(tokens, self._scratch, self._step_1)
         normed_TH = self._scratch.normed_TH
@@ -103,11 +105,10 @@ class PrefillChunks:
             self._decoder.run_layers(tokens, self._scratch, self._step_1)
 
     def _tokens(
-        self, parts: Sequence[Part], first_rows: list[int], previous: TokensOnTheWay | None
+        self, parts: Sequence[Part], first_rows: list[int], previous: TokensOnTheWay | None, num_rows: int
     ) -> TokenRows:
         """Rows of the parts, then padding; sequences without rows behind those there are."""
         num_tokens = sum(part.work.num_tokens for part in parts)
-        num_rows = bucket_for(num_tokens, self._sizes.chunk_buckets)
         ids, seqs = np.zeros(num_rows, np.int32), np.zeros(num_rows, np.int32)
         positions = np.full(num_rows, -1, np.int32)
         starts = np.full(self._sizes.max_rows + 1, num_tokens, np.int32)

@@ -22,7 +22,7 @@ def compile_ahead(decoder: DeviceDecoder, sizes: PlanSizes, dtype: torch.dtype) 
     """Compile on a GPU's host; what does not compile is found when it is launched."""
     from model.kernels.precompile import precompile
 
-    num_threads = (os.cpu_count() or 1) // decoder.exchange.num_ranks
+    num_threads = (os.cpu_count() or 1) // decoder.exchange.num_expert_ranks
     precompile(lambda: every_step(decoder, sizes, dtype), max(1, min(_MOST_THREADS, num_threads)))
 
 

@@ -51,7 +51,8 @@ class DecodeRows:
         self._decoder, self._sizes, self._num_queries = decoder, sizes, num_queries
         self._device = decoder.weights.device
         self._rows = VerifyRows.allocate(sizes.max_rows, num_queries, sizes.num_columns, self._device)
-        self._held: list[tuple[DeviceSequence, float]] = []  # whose rows they are, with temperatures
+        self._held: list[tuple[DeviceSequence, float]] = []  # whose rows they are, with temperatures,
+        self._held_bucket = 0  # and padding up to here
         self._limits: list[int] = []
         # The largest first: what smaller graphs allocate fits into what it leaves.
         self._buckets = {num: self._capture(pool, num, dtype) for num in reversed(sizes.row_buckets)}
@@ -59,7 +60,7 @@ class DecodeRows:
     def forget(self, seq: DeviceSequence | None = None) -> None:
         """What is in the rows is not what comes next: of all sequences, or if `seq` is among them."""
         if seq is None or any(held is seq for held, _ in self._held):
-            self._held = []
+            self._held, self._held_bucket = [], 0
 
     def correct(self, token_ids: dict[DeviceSequence, int]) -> None:
         """Of sequences in the rows the last tokens are others than those that were sampled here."""
@@ -68,13 +69,18 @@ class DecodeRows:
             rows_N, ids_N = upload(np.asarray(wrong, np.int64).T.copy(), self._device)
             self._rows.tokens_BQ[rows_N, 0] = ids_N.int()
 
-    def run(self, parts: Sequence[Part], previous: TokensOnTheWay | None) -> tuple[SampledRows, torch.Tensor]:
-        """One step of all parts, and logits [N, V] of the first row of each, there until the next step."""
-        num = len(parts)
-        bucket = self._buckets[bucket_for(num, self._sizes.row_buckets)]
+    def run(
+        self, parts: Sequence[Part], previous: TokensOnTheWay | None, num_seqs: int
+    ) -> tuple[SampledRows, torch.Tensor]:
+        """One step of all parts in a bucket for `num_seqs`.
+
+        With logits [N, V] of the first row of each, there until the next step.
+        """
+        num, size = len(parts), bucket_for(num_seqs, self._sizes.row_buckets)
+        bucket = self._buckets[size]
         temperatures = [_temperature(part) for part in parts]
         now = [(part.seq, temperature) for part, temperature in zip(parts, temperatures, strict=True)]
-        if now == self._held:
+        if (now, size) == (self._held, self._held_bucket):
             self._write_new_blocks(parts)
             has_drafts = [True] * num
         else:
@@ -86,7 +92,7 @@ class DecodeRows:
         if self._num_queries > 1:
             self._write_limits(parts, has_drafts)
         bucket.replay()
-        self._held = now
+        self._held, self._held_bucket = now, size
         return bucket.rows.sampled(num), bucket.logits_BQV[:num, 0]
 
     def _write_rows(
@@ -177,6 +183,8 @@ def _temperature(part: Part) -> float:
 
 def write_tables(blocks_BM: torch.Tensor, parts: Sequence[Part], kind: Kind) -> None:
     """Rows of a block table, as far as any of them is used; what was there stays a valid index."""
+    if not parts:
+        return
     tables = [part.seq.tables[kind].blocks for part in parts]
     columns = np.zeros((len(tables), max(len(table) for table in tables)), np.int32)
     for row, table in zip(columns, tables, strict=True):

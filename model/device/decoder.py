@@ -1,10 +1,12 @@
 """A step of the decoder on one rank: the same launches for whatever is in the rows, so that a graph holds it.
 
-Shapes: T rows, H hidden, V vocabulary of this rank, N query heads, D head size, X columns of the fused
-projection, P parts of a sum, K experts per token, B sequences.
+Shapes: T rows, C rows whose experts are computed here (T, or those of all ranks), H hidden, V vocabulary of
+this rank, N query heads, D head size, X columns of the fused projection, P parts of a sum, K experts per
+token, B sequences.
 
     embed + norm -> [qkvg -> norms, RoPE, cache -> attention, gate -> output -> (sum of ranks) -> add + norm
-                     -> router -> experts with the shared one -> (sum of ranks) -> add + norm]
+                     -> (dispatch) router -> experts with the shared one (combine) -> (sum of ranks)
+                     -> add + norm]
                  -> head -> sample -> (best of ranks) -> advance
 
 Sums that somebody adds anyway stay in parts (`Addends`): splits of K, rows of experts. The launch that adds
@@ -72,6 +74,7 @@ class DeviceDecoder:
         """Embed and run all layers: `scratch.hidden_TH`, and its final norm in `scratch.normed_TH`."""
         num_rows, weights = tokens.token_ids_T.shape[0], self.weights
         self.token_tables(tokens, scratch)
+        positions_C = self.exchange.dispatch(tokens.positions_T)
         self.ops.add_norm(
             weights.embedding_VH, scratch.hidden_TH[:num_rows], row_ids_T=tokens.token_ids_T,
             norm=self._norm(weights.layers[0].attention_norm_H), normed_TH=scratch.normed_TH[:num_rows],
@@ -82,7 +85,7 @@ class DeviceDecoder:
             addends = self.attention(layer, pool, tokens, scratch)
             self.add_norm(addends, layer.mlp_norm_H, scratch)
             if isinstance(layer.mlp, MoEWeights):
-                addends = self._moe(layer, layer.mlp, tokens, next(chosen), scratch, step_1)
+                addends = self._moe(layer, layer.mlp, num_rows, positions_C, next(chosen), scratch, step_1)
             else:
                 addends = self.dense(layer.mlp, num_rows, scratch)
             self.add_norm(addends, next_norm_H, scratch)
@@ -176,33 +179,36 @@ class DeviceDecoder:
         self,
         layer: LayerWeights,
         moe: MoEWeights,
-        tokens: TokenRows,
+        num_own: int,
+        positions_C: torch.Tensor,
         chosen: RouterOutput,
         scratch: Scratch,
         step_1: torch.Tensor,
     ) -> Addends:
-        num_rows, text, num_ranks = tokens.token_ids_T.shape[0], self.weights.text, self.exchange.num_ranks
+        num_rows, text = positions_C.shape[0], self.weights.text
         chosen = RouterOutput(chosen.expert_ids_TK[:num_rows], chosen.weights_TK[:num_rows])
-        x_TH = scratch.normed_TH[:num_rows]
+        x_CH = self.exchange.dispatch(scratch.normed_TH[:num_own])
         uniform = None
         if self.uniform_seed is not None:
             uniform = UniformRouting(self.uniform_seed, layer.config.index, step_1)
         self.ops.route(
-            x_TH, moe.router_EH, moe.bias_E, chosen, positions_T=tokens.positions_T, uniform=uniform,
+            x_CH, moe.router_EH, moe.bias_E, chosen, positions_T=positions_C, uniform=uniform,
             workspace=scratch.router,
         )  # fmt: skip
-        out_TH = scratch.view("partials", num_rows, text.hidden_size)
-        if out_TH is None:
-            out_TH = torch.empty_like(x_TH)
+        out_CH = scratch.view("partials", num_rows, text.hidden_size)
+        if out_CH is None:
+            out_CH = torch.empty_like(x_CH)
         result = self.ops.experts(
-            x_TH, chosen, moe, routed_scale=text.routed_scale, num_ranks=num_ranks,
-            workspace=scratch.experts, out_TH=out_TH,
+            x_CH, chosen, moe, routed_scale=text.routed_scale, num_ranks=self.exchange.num_expert_ranks,
+            workspace=scratch.experts, out_TH=out_CH,
         )  # fmt: skip
         if isinstance(result, torch.Tensor):
-            return Addends(result.unsqueeze(0))
-        num_routed = result.rows_RH.shape[0]
-        shared_TH = scratch.experts.rows[num_routed : num_routed + num_rows]
-        return Addends(shared_TH.unsqueeze(0), result)
+            addends = Addends(result.unsqueeze(0))
+        else:
+            num_routed = result.rows_RH.shape[0]
+            shared_CH = scratch.experts.rows[num_routed : num_routed + num_rows]
+            addends = Addends(shared_CH.unsqueeze(0), result)
+        return self.exchange.combine(addends, self.ops)
 
     def _norm(self, scale_H: torch.Tensor) -> InputNorm:
         return InputNorm(scale_H, self.weights.text.rms_eps)

@@ -44,7 +44,11 @@ class Exchange(Protocol):
 
     @property
     def num_ranks(self) -> int:
-        """R."""
+        """R, that split everything."""
+
+    @property
+    def num_expert_ranks(self) -> int:
+        """Those that share the experts, and maybe nothing else."""
 
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """The sum of all ranks' parts; the part may be gone."""
@@ -68,11 +72,30 @@ class Exchange(Protocol):
     def gather(self, own: Candidates, out: Candidates) -> Candidates:
         """Candidates [R, T] of all ranks: in `out`, or `own` where there is one rank."""
 
+    def dispatch(self, own_T: torch.Tensor) -> torch.Tensor:
+        """The rows whose experts this rank computes: its own, or those of all ranks (`dispatch`)."""
 
-class Alone:
+    def combine(self, addends: Addends, ops: Ops) -> Addends:
+        """What experts gave the own rows, of what this rank's gave the rows it computed."""
+
+
+class _OwnRows:
+    """Every rank has all rows."""
+
+    def dispatch(self, own_T: torch.Tensor) -> torch.Tensor:
+        """See `Exchange.dispatch`."""
+        return own_T
+
+    def combine(self, addends: Addends, ops: Ops) -> Addends:  # noqa: ARG002
+        """See `Exchange.combine`."""
+        return addends
+
+
+class Alone(_OwnRows):
     """One rank: nothing to exchange."""
 
     num_ranks = 1
+    num_expert_ranks = 1
 
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """The part is the sum."""
@@ -100,11 +123,12 @@ class Alone:
         return own
 
 
-class GlooExchange:
+class GlooExchange(_OwnRows):
     """Over any torch.distributed group: every rank gathers all parts and adds them in the order of ranks."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group, self.num_ranks = group, group.size()
+        self._group = group
+        self.num_ranks = self.num_expert_ranks = group.size()
 
     def add(self, part_TH: torch.Tensor) -> torch.Tensor:
         """See `Exchange.add`."""
@@ -124,7 +148,7 @@ class GlooExchange:
         normed_TH: torch.Tensor,
     ) -> None:
         """See `Exchange.add_norm`."""
-        _add_norm(self.add(_part(addends, ops)), ops, hidden_TH, norm, normed_TH)
+        _add_norm(self.add(added(addends, ops)), ops, hidden_TH, norm, normed_TH)
 
     def complete(self, hidden_TH: torch.Tensor) -> None:
         """It is."""
@@ -136,14 +160,15 @@ class GlooExchange:
         return out
 
 
-class PeerExchange:
+class PeerExchange(_OwnRows):
     """GPUs of one host: small messages over peer memory, large ones over NCCL; all capturable."""
 
     def __init__(self, group: dist.ProcessGroup, hidden: int, device: torch.device) -> None:
         from model.kernels.peer import WORDS_OF_CANDIDATE
 
         os.environ.update(NO_MULTICAST)  # read when memory is mapped
-        self._group, self.num_ranks, self._rank = group, group.size(), group.rank()
+        self._group, self._rank = group, group.rank()
+        self.num_ranks = self.num_expert_ranks = group.size()
         self._rows = _Mapped(group, MOST_PEER_ROWS, hidden // 2, device)  # words of two values
         self._candidates = _Mapped(group, WORDS_OF_CANDIDATE, _MOST_CANDIDATES, device)
         torch.cuda.synchronize(device)
@@ -168,7 +193,7 @@ class PeerExchange:
         if hidden_TH.shape[0] <= MOST_PEER_ROWS:
             sum_add_norm(addends.deltas_PTH, self._rows.inboxes, hidden_TH, norm, normed_TH, addends.routed)
             return
-        part_TH = _part(addends, ops)
+        part_TH = added(addends, ops)
         own = self._own_rows(part_TH.shape[0])
         if own is None:
             _add_norm(self.add(part_TH), ops, hidden_TH, norm, normed_TH)
@@ -220,7 +245,7 @@ class _Mapped:
         self.inboxes = Inboxes(group.rank(), addresses_R, own, turns_T, num_rows, width)
 
 
-def _part(addends: Addends, ops: Ops) -> torch.Tensor:
+def added(addends: Addends, ops: Ops) -> torch.Tensor:
     """This rank's addends as one tensor [T, H]."""
     deltas_PTH = addends.deltas_PTH
     if len(deltas_PTH) == 1 and addends.routed is None:

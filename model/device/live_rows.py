@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from model.device.layout import KINDS, Kind
+from model.device.lockstep import is_decode
 from model.live import LiveSequence
 from model.sched.step import SequenceWork
 from model.shown_rows import ShownRows
@@ -121,12 +122,8 @@ class Part:
 
     @property
     def is_decode(self) -> bool:
-        """Whether it is a row of the decode graph: one token of the answer.
-
-        Tokens of the prompt are not, not even a last one alone: what is computed of a prompt may be a prefix
-        of others in the same step, and prefill goes first. Image slots are in prompts, too.
-        """
-        return self.work.samples and self.work.num_tokens == 1 and self.start >= self.seq.num_prompt
+        """See `lockstep.is_decode`."""
+        return is_decode(self.work, self.seq.num_prompt)
 
 
 @dataclass(frozen=True, eq=False)

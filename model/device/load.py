@@ -46,8 +46,11 @@ def load_device_weights(
     device: torch.device | None = None,
     *,
     with_mtp: bool = False,
+    own_experts: Share | None = None,
 ) -> DeviceWeights:
     """One rank's weights; `formats` is what becomes of bfloat16 (None: it stays).
+
+    `own_experts`: of routed and shared experts, if that is another share than of the rest.
 
     Routed experts that the checkpoint has in few bits keep their format: another one is a CheckpointError,
     as are ranks that cannot share evenly and FP8 in other blocks than 128 x 128.
@@ -56,7 +59,9 @@ def load_device_weights(
     if with_mtp and not checkpoint.has_mtp:
         raise CheckpointError(f"{checkpoint.directory}: this checkpoint has no MTP layers")
     with open_files(checkpoint.stored) as files, torch.no_grad():
-        loader = _Loader(checkpoint, files, share, formats, device or torch.device("cpu"))
+        loader = _Loader(
+            checkpoint, files, share, own_experts or share, formats, device or torch.device("cpu")
+        )
         tokens = share.of(text.vocab_size)
         layers = tuple(loader.layer(layer) for layer in text.layers)
         return DeviceWeights(
@@ -67,6 +72,7 @@ def load_device_weights(
             head=loader.rest([("lm_head", tokens)]),
             first_token=tokens.start,
             mtp=tuple(loader.mtp(layer) for layer in text.mtp_layers) if with_mtp else (),
+            own_experts=own_experts,
         )  # fmt: skip
 
 
@@ -75,6 +81,7 @@ class _Loader:
     checkpoint: Checkpoint
     files: TensorFiles
     share: Share
+    expert_share: Share
     formats: Formats | None
     device: torch.device
 
@@ -153,9 +160,9 @@ class _Loader:
         name, text = f"model.layers.{config.index}", self.checkpoint.config.text
         mlp: DenseWeights | MoEWeights
         if config.is_moe:
-            mlp = self.moe(
-                f"{name}.moe", config, self.dense(f"{name}.share_expert", text.shared_width, config)
-            )
+            of_experts = replace(self, share=self.expert_share)
+            shared = of_experts.dense(f"{name}.share_expert", text.shared_width, config)
+            mlp = of_experts.moe(f"{name}.moe", config, shared)
         else:
             mlp = self.dense(f"{name}.mlp", text.dense_width, config)
         return LayerWeights(

@@ -4,6 +4,8 @@
                    -> sampled ids, on their way to the host
     collect():     ids -> rows that `model.sampler` samples, log-probabilities of prompts -> `RankResult`
 
+Ranks that own sequences of their own run passes of one size (`lockstep`), be they empty.
+
 A step is launched before the one before it is collected: tokens that have not come are taken on the device.
 A step with rows for `model.sampler` is collected first (`can_launch`): its tokens come from the host.
 
@@ -28,6 +30,7 @@ from model.device.exchange import Exchange
 from model.device.graphs import GraphPool
 from model.device.layout import allocate_blocks
 from model.device.live_rows import DeviceSequence, Part, ShownPart, take_work
+from model.device.lockstep import Passes, passes_of
 from model.device.ops import choose_ops
 from model.device.sampled import HostRows, SampledRows, TokensOnTheWay, is_sampled_on_device, whole_logits
 from model.device.sizes import PlanSizes
@@ -73,12 +76,18 @@ class DeviceRunner:
     """
 
     def __init__(
-        self, decoder: DeviceDecoder, sizes: PlanSizes, make_masks: MakeMasks, dtype: torch.dtype
+        self,
+        decoder: DeviceDecoder,
+        sizes: PlanSizes,
+        make_masks: MakeMasks,
+        dtype: torch.dtype,
+        space: int = 0,
     ) -> None:
         """`decoder`: with pools of `sizes` (`layout.allocate_blocks`). `dtype`: of activations.
 
-        Returns when every graph has run once.
+        `space`: which sequences of the plan are its own. Returns when every graph has run once.
         """
+        self._space, self._num_prompt = space, dict[int, int]()  # of sequences of all spaces
         self._decoder, self._sizes, self._make_masks, self._dtype = decoder, sizes, make_masks, dtype
         self._device = decoder.weights.device
         self._masks = MaskWorker()
@@ -107,6 +116,7 @@ class DeviceRunner:
     def reset(self) -> None:
         """Forget every sequence, and steps that nobody collects."""
         self._live.clear()
+        self._num_prompt.clear()
         self._embeddings.clear()
         self._in_flight.clear()
         self._forget_rows()
@@ -126,7 +136,10 @@ class DeviceRunner:
         assert self.can_launch, (step.step_id, [launched.step_id for launched in self._in_flight])
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # kernels take the thread's, which need not be the loader's
-        share = step.ranks[0]
+        share = step.ranks[self._space]
+        for each in step.ranks:
+            self._num_prompt |= {seq.seq_id: len(seq.prompt_ids) for seq in each.admitted}
+        passes = passes_of(step.ranks, self._num_prompt)
         previous = self._in_flight[-1].tokens if self._in_flight else None
         for copy in share.copies:
             self._copy_block(copy)
@@ -140,8 +153,11 @@ class DeviceRunner:
             if not is_sampled_on_device(part.seq.live.row, part.seq.num_outputs)
         ]
         masked = self._masks.begin([sampling[index].seq.live.row for index in host])
-        prefilled = self._chunks.run(chunk, self._embeddings, previous) if chunk else None
-        decoded = self._decode(decoding, previous) if decoding else None
+        prefilled = decoded = None
+        if passes.num_chunk_tokens:
+            prefilled = self._chunks.run(chunk, self._embeddings, previous, passes.num_chunk_tokens)
+        if passes.num_decode_rows:
+            decoded = self._decode(decoding, previous, passes)
         tokens = self._tokens(sampling, prefilled, decoded)
         by_host = self._for_host(sampling, host, prefilled, decoded) if host else None
         # MTP layers are shown a guess of what the host samples: nothing for others.
@@ -156,6 +172,9 @@ class DeviceRunner:
         self._in_flight.append(launched)
         for seq_id in share.dropped:
             self._forget(seq_id)
+        for each in step.ranks:
+            for seq_id in each.dropped:
+                self._num_prompt.pop(seq_id, None)
         return launched
 
     @torch.inference_mode()
@@ -213,10 +232,10 @@ class DeviceRunner:
             self._shown.copy(copy.source, copy.target)
 
     def _decode(
-        self, parts: Sequence[Part], previous: TokensOnTheWay | None
+        self, parts: Sequence[Part], previous: TokensOnTheWay | None, passes: Passes
     ) -> tuple[SampledRows, torch.Tensor]:
         """A step without drafts, or one that verifies and makes them if the plan has any."""
-        verifies = len(self._rows) > 1 and any(part.num_drafts for part in parts)
+        verifies = len(self._rows) > 1 and passes.has_drafts
         rows, others = self._rows[verifies], self._rows[not verifies] if len(self._rows) > 1 else None
         for part in parts:
             if verifies:
@@ -225,7 +244,7 @@ class DeviceRunner:
                 part.seq.is_mtp_current = False
         if others is not None:
             others.forget()
-        return rows.run(parts, previous)
+        return rows.run(parts, previous, passes.num_decode_rows)
 
     def _tokens(
         self,
@@ -281,11 +300,15 @@ class DeviceRunner:
 
 
 def device_runner(
-    weights: DeviceWeights, config: SchedulerConfig, make_masks: MakeMasks, exchange: Exchange
+    weights: DeviceWeights,
+    config: SchedulerConfig,
+    make_masks: MakeMasks,
+    exchange: Exchange,
+    space: int = 0,
 ) -> DeviceRunner:
     """A runner over `weights`, where they are, with a cache for the plans of a scheduler of this config.
 
-    Activations and cache are bfloat16 on a GPU, float32 on a CPU.
+    `space`: whose sequences it runs. Activations and cache are bfloat16 on a GPU, float32 on a CPU.
     """
     device, sizes = weights.device, PlanSizes.of(config, len(weights.mtp))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -294,7 +317,7 @@ def device_runner(
         with_mtp=sizes.num_drafts > 0,
     )  # fmt: skip
     decoder = DeviceDecoder(weights, pools, choose_ops(device), exchange)
-    return DeviceRunner(decoder, sizes, make_masks, dtype)
+    return DeviceRunner(decoder, sizes, make_masks, dtype, space)
 
 
 @dataclass(frozen=True, eq=False)

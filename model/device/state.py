@@ -146,7 +146,7 @@ def allocate_scratch(
 ) -> Scratch:
     """For steps of B * Q rows (prefill: that many tokens at most, in up to B sequences)."""
     text, device, num_rows = weights.text, weights.device, num_seqs * num_queries
-    num_sampled = num_seqs if is_prefill else num_rows
+    num_sampled, num_expert_rows = num_seqs if is_prefill else num_rows, weights.num_expert_rows(num_rows)
     sizes = _sizes(weights, num_rows)
     num_partials = sizes["partials"]
     if is_prefill:
@@ -157,7 +157,7 @@ def allocate_scratch(
     }
     hidden_TH = torch.zeros(num_rows, text.hidden_size, dtype=torch.float32, device=device)
     router_sizes = workspace_sizes(
-        choose_config(num_rows, text.num_experts, text.hidden_size), num_rows, text.num_experts
+        choose_config(num_expert_rows, text.num_experts, text.hidden_size), num_expert_rows, text.num_experts
     )
     frequencies = {
         layer.attention: rope_frequencies(layer.rope).to(device) for layer in text.layers + text.mtp_layers
@@ -171,13 +171,13 @@ def allocate_scratch(
         },
         slots={kind: torch.zeros(num_rows, dtype=torch.int32, device=device) for kind in KINDS},
         chosen=tuple(
-            RouterOutput.allocate(num_rows, text.experts_per_token, device)
+            RouterOutput.allocate(num_expert_rows, text.experts_per_token, device)
             for layer in weights.layers if isinstance(layer.mlp, MoEWeights)
         ),
         linear=Workspace.allocate(num_partials, _MOST_COUNTERS, device),
         router=Workspace.allocate(*router_sizes, device),
         attention=_attention_workspace(weights, num_seqs, 1 if is_prefill else num_queries),
-        experts=_experts_workspace(weights, num_rows, is_prefill=is_prefill),
+        experts=_experts_workspace(weights, num_expert_rows, is_prefill=is_prefill),
         sampling=ops.sample_workspace(num_sampled, num_vocab, device),
         own=_candidates((num_sampled,), device), gathered=_candidates((num_ranks, num_sampled), device),
         frequencies=frequencies,
@@ -217,9 +217,10 @@ def _attention_workspace(weights: DeviceWeights, num_seqs: int, num_queries: int
 def _experts_workspace(weights: DeviceWeights, num_rows: int, *, is_prefill: bool) -> ExpertsWorkspace:
     """Prefill: rows in bfloat16, and room for fp8 inputs where the weights are fp8."""
     text = weights.text
-    shape = experts_shape(text, weights.share)
+    share = weights.expert_share
     workspace = make_workspace(
-        num_rows, shape, weights.device, shared_width=text.shared_width // weights.share.world_size,
+        num_rows, experts_shape(text, share), weights.device,
+        shared_width=text.shared_width // share.world_size,
         rows_dtype=torch.bfloat16 if is_prefill else torch.float32,
         quantize_inputs=is_prefill and weights.formats.experts == "fp8",
     )  # fmt: skip

@@ -122,6 +122,16 @@ class DeviceWeights:
     head: PackedWeight
     first_token: int
     mtp: tuple[MTPWeights, ...] = ()
+    own_experts: Share | None = None  # of routed and shared experts, if that is another share
+
+    @property
+    def expert_share(self) -> Share:
+        """Of routed and shared experts."""
+        return self.own_experts or self.share
+
+    def num_expert_rows(self, num_rows: int) -> int:
+        """Rows whose experts this rank computes in a pass of `num_rows` own ones."""
+        return num_rows * self.expert_share.world_size // self.share.world_size
 
     @property
     def device(self) -> torch.device:

@@ -239,6 +239,21 @@ def test_mtp_that_is_not_there_is_said(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_share_of_the_experts_alone(plain: Path) -> None:
+    checkpoint = open_checkpoint(plain)
+    found = load_device_weights(checkpoint, Share(0, 1), own_experts=Share(1, 2))
+    whole = load_device_weights(checkpoint, Share(0, 1))
+    halves = load_device_weights(checkpoint, Share(1, 2))
+    assert torch.equal(found.head.data, whole.head.data)
+    for layer, of_whole, of_half in zip(found.layers, whole.layers, halves.layers, strict=True):
+        assert torch.equal(layer.attention.qkvg.data, of_whole.attention.qkvg.data)
+        expected = of_half if isinstance(layer.mlp, MoEWeights) else of_whole
+        assert torch.equal(dequantize(layer.mlp.gate_up), dequantize(expected.mlp.gate_up))
+        if isinstance(layer.mlp, MoEWeights) and isinstance(of_half.mlp, MoEWeights):
+            assert layer.mlp.first_expert == of_half.mlp.first_expert > 0
+            assert torch.equal(layer.mlp.shared.down.data, of_half.mlp.shared.down.data)
+
+
 def test_nothing_holds_more_memory_than_it_shows(packed: Path) -> None:
     found = load(packed, 2, 0)
     storages = {

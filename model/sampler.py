@@ -205,7 +205,8 @@ def _draw_of_all(scaled_SV: Tensor, rows: Sequence[SampleRow]) -> list[int]:
     score_SV = scaled_SV + gumbel(_keys(rows), ids_1V)
     if any(row.sampling.min_p > 0 for row in rows):
         score_SV = score_SV.where(
-            _reaches_min_p(scaled_SV, scaled_SV.amax(1, keepdim=True), rows), -torch.inf
+            reaches_min_p(scaled_SV, scaled_SV.amax(1, keepdim=True), _min_p(rows, scaled_SV.device)),
+            -torch.inf,
         )
     token_ids: list[int] = score_SV.argmax(1).tolist()
     return token_ids
@@ -213,27 +214,29 @@ def _draw_of_all(scaled_SV: Tensor, rows: Sequence[SampleRow]) -> list[int]:
 
 def _draw_of_first(scaled_SV: Tensor, rows: Sequence[SampleRow], width: int) -> list[int | None]:
     """Rows with top-k or top-p, among the `width` most probable; None where the filters may keep more."""
-    top_SW, ids_SW = _most_probable(scaled_SV, width)
-    num_kept_S = _num_kept(scaled_SV, top_SW, rows)
+    device, vocab_size = scaled_SV.device, scaled_SV.shape[1]
+    top_SW, ids_SW = most_probable(scaled_SV, width)
+    top_k_S1 = _column([row.sampling.top_k or vocab_size for row in rows], device)
+    num_kept_S = num_kept(scaled_SV, top_SW, top_k_S1, _column([row.sampling.top_p for row in rows], device))
     kept_SW = torch.arange(width, device=scaled_SV.device) < num_kept_S.unsqueeze(1)
-    kept_SW &= _reaches_min_p(top_SW, top_SW[:, :1], rows)
+    kept_SW &= reaches_min_p(top_SW, top_SW[:, :1], _min_p(rows, device))
     score_SW = (top_SW + gumbel(_keys(rows), ids_SW)).where(kept_SW, -torch.inf)
     token_ids: list[int] = ids_SW.gather(1, score_SW.argmax(1, keepdim=True)).squeeze(1).tolist()
-    if width == scaled_SV.shape[1]:
+    if width == vocab_size:
         return list(token_ids)
     # The last token kept must be above the border, where equals may lie on either side; and what top-k
     # leaves must be in sight, for top-p counts it. Behind a masked token there are only others.
     last_S = top_SW.gather(1, num_kept_S.unsqueeze(1) - 1).squeeze(1)
     above: list[bool] = (last_S > top_SW[:, -1]).tolist()
     whole: list[bool] = top_SW[:, -1].isneginf().tolist()
-    in_sight = [not width < row.sampling.top_k < scaled_SV.shape[1] for row in rows]
+    in_sight = [not width < row.sampling.top_k < vocab_size for row in rows]
     return [
         token_id if is_whole or (is_above and is_in_sight) else None
         for token_id, is_whole, is_above, is_in_sight in zip(token_ids, whole, above, in_sight, strict=True)
     ]
 
 
-def _most_probable(scaled_SV: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def most_probable(scaled_SV: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """(values, ids), most probable first, among equals the lowest id first."""
     if width == scaled_SV.shape[1]:
         values_SV, ids_SV = scaled_SV.sort(dim=1, descending=True, stable=True)
@@ -243,14 +246,14 @@ def _most_probable(scaled_SV: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return values_SW, ids_SW.gather(1, order_SW)
 
 
-def _num_kept(scaled_SV: Tensor, top_SW: Tensor, rows: Sequence[SampleRow]) -> Tensor:
-    """How many of the sorted values top_SW stay: a token stays if those before it hold less than top_p.
+def num_kept(scaled_SV: Tensor, top_SW: Tensor, top_k_S1: Tensor, top_p_S1: Tensor) -> Tensor:
+    """How many of the sorted values top_SW stay [S]: a token stays if those before it hold less than top_p.
 
-    Sums are running sums in float64, the same whatever the width, so a row's answer is its own.
+    Sums are running sums in float64, the same whatever the width, so a row's answer is its own. A top-p of 1
+    and a top-k of V take nothing.
     """
     device, vocab_size = scaled_SV.device, scaled_SV.shape[1]
-    top_k_S1 = _column([row.sampling.top_k or vocab_size for row in rows], device)
-    top_p_S1 = _column([row.sampling.top_p if row.sampling.top_p < 1 else torch.inf for row in rows], device)
+    top_p_S1 = torch.where(top_p_S1 < 1, top_p_S1, torch.inf)
     inside_SW = torch.arange(top_SW.shape[1], device=device) < top_k_S1
     sums_SW = ((top_SW - top_SW[:, :1]).exp_() * inside_SW).cumsum(1)
     all_S1 = (scaled_SV - top_SW[:, :1]).exp_().cumsum(1)[:, -1:]
@@ -259,9 +262,12 @@ def _num_kept(scaled_SV: Tensor, top_SW: Tensor, rows: Sequence[SampleRow]) -> T
     return (inside_SW & (before_SW < top_p_S1 * total_S1)).sum(1)
 
 
-def _reaches_min_p(values_SN: Tensor, largest_S1: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+def _min_p(rows: Sequence[SampleRow], device: torch.device) -> Tensor:
+    return _column([row.sampling.min_p for row in rows], device)
+
+
+def reaches_min_p(values_SN: Tensor, largest_S1: Tensor, min_p_S1: Tensor) -> Tensor:
     """Mask of the values at least min_p times as probable as the most probable one."""
-    min_p_S1 = _column([row.sampling.min_p for row in rows], values_SN.device)
     return (values_SN - largest_S1).exp_() >= min_p_S1
 
 

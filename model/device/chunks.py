@@ -21,7 +21,7 @@ from model.device.mtp import draft_token, run_layer
 from model.device.sampled import (
     SampledRows,
     TokensOnTheWay,
-    is_sampled_on_device,
+    is_sampled_in_step,
     seed_of_sample,
     upload,
 )
@@ -177,7 +177,7 @@ class PrefillChunks:
         for index, (part, row) in enumerate(last_rows):
             sampling, num_before = part.seq.live.row.sampling, part.seq.num_outputs
             rows[index], num_outputs[index], ends[index] = row, num_before, part.end
-            if sampling.temperature > 0 and is_sampled_on_device(part.seq.live.row, num_before):
+            if sampling.temperature > 0 and is_sampled_in_step(part.seq.live.row, num_before):
                 noise[index], seeds[index] = sampling.temperature, seed_of_sample(sampling)
         how = SamplingRows(*(upload(each, self._device) for each in (noise, seeds, num_outputs)))
         return _LastRows(num, upload(rows, self._device), upload(ends, self._device), how)

@@ -23,7 +23,7 @@ from model.device.live_rows import DeviceSequence, Part
 from model.device.sampled import (
     SampledRows,
     TokensOnTheWay,
-    is_sampled_on_device,
+    is_sampled_in_step,
     seed_of_sample,
     upload,
 )
@@ -62,12 +62,13 @@ class DecodeRows:
         if seq is None or any(held is seq for held, _ in self._held):
             self._held, self._held_bucket = [], 0
 
-    def correct(self, token_ids: dict[DeviceSequence, int]) -> None:
-        """Of sequences in the rows the last tokens are others than those that were sampled here."""
-        wrong = [(row, token_ids[seq]) for row, (seq, _) in enumerate(self._held) if seq in token_ids]
+    def correct(self, seqs: Sequence[DeviceSequence], ids_S: torch.Tensor) -> None:
+        """The last tokens of those that are in the rows are these, not what was sampled here."""
+        rows = {seq: row for row, (seq, _) in enumerate(self._held)}
+        wrong = [(rows[seq], index) for index, seq in enumerate(seqs) if seq in rows]
         if wrong:
-            rows_N, ids_N = upload(np.asarray(wrong, np.int64).T.copy(), self._device)
-            self._rows.tokens_BQ[rows_N, 0] = ids_N.int()
+            rows_N, indices_N = upload(np.asarray(wrong, np.int64).T.copy(), self._device)
+            self._rows.tokens_BQ[rows_N, 0] = ids_S[indices_N].int()
 
     def run(
         self, parts: Sequence[Part], previous: TokensOnTheWay | None, num_seqs: int
@@ -134,7 +135,7 @@ class DecodeRows:
     def _write_limits(self, parts: Sequence[Part], has_drafts: list[bool]) -> None:
         """How many drafts each sequence verifies: those that are there and that the plan has blocks for."""
         limits = [
-            min(part.num_drafts, self._num_queries - 1) if has and _on_device(part) else 0
+            min(part.num_drafts, self._num_queries - 1) if has and _in_step(part) else 0
             for part, has in zip(parts, has_drafts, strict=True)
         ]
         if limits != self._limits:
@@ -172,13 +173,13 @@ class DecodeRows:
         return _Bucket(rows, scratch, replay, logits)
 
 
-def _on_device(part: Part) -> bool:
-    return is_sampled_on_device(part.seq.live.row, part.seq.num_outputs)
+def _in_step(part: Part) -> bool:
+    return is_sampled_in_step(part.seq.live.row, part.seq.num_outputs)
 
 
 def _temperature(part: Part) -> float:
-    """Rows that the host samples are greedy here."""
-    return part.seq.live.row.sampling.temperature if _on_device(part) else 0.0
+    """Rows that are sampled elsewhere are greedy here."""
+    return part.seq.live.row.sampling.temperature if _in_step(part) else 0.0
 
 
 def write_tables(blocks_BM: torch.Tensor, parts: Sequence[Part], kind: Kind) -> None:

@@ -19,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 
 from model.config import TextConfig
@@ -27,12 +28,21 @@ from model.device.compile_ahead import compile_ahead
 from model.device.decode_rows import DecodeRows
 from model.device.decoder import DeviceDecoder
 from model.device.exchange import Exchange
+from model.device.filtered import draw_filtered
 from model.device.graphs import GraphPool
 from model.device.layout import allocate_blocks
 from model.device.live_rows import DeviceSequence, Part, ShownPart, take_work
 from model.device.lockstep import Passes, passes_of
 from model.device.ops import choose_ops
-from model.device.sampled import HostRows, SampledRows, TokensOnTheWay, is_sampled_on_device, whole_logits
+from model.device.sampled import (
+    HostRows,
+    SampledBy,
+    SampledRows,
+    TokensOnTheWay,
+    sampled_by,
+    upload,
+    whole_logits,
+)
 from model.device.sizes import PlanSizes
 from model.device.weights import DeviceWeights
 from model.live import LiveSequence
@@ -147,22 +157,22 @@ class DeviceRunner:
         chunk = [part for part in parts if not part.is_decode]
         decoding = [part for part in parts if part.is_decode]
         sampling = [part for part in chunk if part.work.samples] + decoding
-        host = [
-            index
-            for index, part in enumerate(sampling)
-            if not is_sampled_on_device(part.seq.live.row, part.seq.num_outputs)
-        ]
+        by = [sampled_by(part.seq.live.row, part.seq.num_outputs) for part in sampling]
+        host = [index for index, who in enumerate(by) if who == "host"]
         masked = self._masks.begin([sampling[index].seq.live.row for index in host])
         prefilled = decoded = None
         if passes.num_chunk_tokens:
             prefilled = self._chunks.run(chunk, self._embeddings, previous, passes.num_chunk_tokens)
         if passes.num_decode_rows:
             decoded = self._decode(decoding, previous, passes)
-        tokens = self._tokens(sampling, prefilled, decoded)
-        by_host = self._for_host(sampling, host, prefilled, decoded) if host else None
-        # MTP layers are shown a guess of what the host samples: nothing for others.
-        on_device = [part for index, part in enumerate(sampling) if index not in host and part.is_decode]
-        shown = [ShownPart.of(part) for part in on_device if part.seq.is_mtp_current]
+        tokens = self._tokens(sampling, by, prefilled, decoded)
+        by_host = None
+        if host:
+            rows = [sampling[index].seq.live.row for index in host]
+            by_host = HostRows(host, rows, self._logits_of(host, prefilled, decoded))
+        # MTP layers are shown a guess of what is sampled elsewhere: nothing for others.
+        in_step = [part for part, who in zip(sampling, by, strict=True) if who == "step" and part.is_decode]
+        shown = [ShownPart.of(part) for part in in_step if part.seq.is_mtp_current]
         for part in sampling:
             part.seq.num_on_the_way += 1
         scored = any(part.seq.live.row.sampling.num_prompt_logprobs is not None for part in chunk)
@@ -187,8 +197,8 @@ class DeviceRunner:
             launched.masked.result()
         if launched.by_host is not None:
             by_host = launched.by_host.sample()
-            for rows in self._rows:
-                rows.correct({launched.sampling[i].seq: token_id for i, (token_id, _) in by_host.items()})
+            ids_S = upload(np.asarray([token_id for token_id, _ in by_host.values()]), self._device)
+            self._correct([launched.sampling[index].seq for index in by_host], ids_S)
         prompts = self._score(launched)
         outputs = []
         for index, part in enumerate(launched.sampling):
@@ -249,6 +259,7 @@ class DeviceRunner:
     def _tokens(
         self,
         sampling: Sequence[Part],
+        by: Sequence[SampledBy],
         prefilled: Prefilled | None,
         decoded: tuple[SampledRows, torch.Tensor] | None,
     ) -> TokensOnTheWay:
@@ -256,6 +267,12 @@ class DeviceRunner:
         pieces = [] if prefilled is None or prefilled.sampled is None else [prefilled.sampled]
         pieces += [] if decoded is None else [decoded[0]]
         joined = SampledRows.joined(pieces, 1 + self._sizes.num_drafts) if pieces else None
+        filtered = [index for index, who in enumerate(by) if who == "filters"]
+        if filtered and joined is not None:
+            parts = [sampling[index] for index in filtered]
+            ids_S = draw_filtered(self._logits_of(filtered, prefilled, decoded), parts)
+            joined.replace(filtered, ids_S)
+            self._correct([part.seq for part in parts], ids_S)
         with_drafts = {
             part.seq
             for part in sampling
@@ -263,22 +280,28 @@ class DeviceRunner:
         }
         return TokensOnTheWay(joined, sampling, with_drafts)
 
-    def _for_host(
+    def _logits_of(
         self,
-        sampling: Sequence[Part],
-        host: list[int],
+        places: list[int],
         prefilled: Prefilled | None,
         decoded: tuple[SampledRows, torch.Tensor] | None,
-    ) -> HostRows:
-        """Logits of the rows that the host samples."""
+    ) -> torch.Tensor:
+        """[S, V] of some of the sampled sequences, in order, of all ranks."""
         num_prefilled = 0 if prefilled is None else prefilled.logits_SV.shape[0]
         pieces = []
-        if prefilled is not None and (first := [index for index in host if index < num_prefilled]):
-            pieces.append(prefilled.logits_SV[first])
-        if decoded is not None and (rest := [i - num_prefilled for i in host if i >= num_prefilled]):
-            pieces.append(decoded[1][rest])
-        logits_SV = whole_logits(self._decoder, torch.cat(pieces))
-        return HostRows(host, [sampling[index].seq.live.row for index in host], logits_SV)
+        if prefilled is not None and (first := [index for index in places if index < num_prefilled]):
+            pieces.append(prefilled.logits_SV[self._on_device(first)])
+        if decoded is not None and (rest := [i - num_prefilled for i in places if i >= num_prefilled]):
+            pieces.append(decoded[1][self._on_device(rest)])
+        return whole_logits(self._decoder, torch.cat(pieces))
+
+    def _on_device(self, indices: list[int]) -> torch.Tensor:
+        """A list as index would wait for the device."""
+        return upload(np.asarray(indices, np.int64), self._device)
+
+    def _correct(self, seqs: Sequence[DeviceSequence], ids_S: torch.Tensor) -> None:
+        for rows in self._rows:
+            rows.correct(seqs, ids_S)
 
     def _forget_rows(self, seq: DeviceSequence | None = None) -> None:
         for rows in self._rows:

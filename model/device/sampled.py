@@ -1,7 +1,8 @@
 """Who samples a row, and the tokens of a step on their way to the host.
 
-Greedy rows and rows of plain temperature are sampled on the device, with the noise of `model.sampler`. All
-others take their logits to `model.sampler`: penalties, bias, masks, top-k, top-p, min-p, log-probabilities.
+Greedy rows and rows of plain temperature are sampled within the step, with the noise of `model.sampler`; rows
+with top-k, top-p or min-p behind it (`filtered`). All others take their logits to `model.sampler`: penalties,
+bias, masks, log-probabilities.
 
 Shapes: N sampled sequences of a step, Q rows of each (the token, and drafts), S rows, V vocabulary.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,13 +27,23 @@ from model.types import SamplingParams, TokenLogprob
 _MASK_64 = 2**64 - 1
 
 
-def is_sampled_on_device(row: SampleRow, num_outputs: int) -> bool:
-    """Whether `ops.sample_tokens` gives the token that `model.sampler` would give."""
+SampledBy = Literal["step", "filters", "host"]
+
+
+def sampled_by(row: SampleRow, num_outputs: int) -> SampledBy:
+    """The first that gives the token that `model.sampler` would give."""
     params = row.sampling
-    filters = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1 or params.min_p > 0)
     may_not_end = num_outputs < params.min_tokens and (params.eos_token_ids or params.stop_token_ids)
     changes = row.has_penalties or params.logit_bias or row.masks is not None
-    return not (filters or may_not_end or changes or params.num_logprobs is not None)
+    if may_not_end or changes or params.num_logprobs is not None:
+        return "host"
+    filters = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+    return "filters" if filters and params.temperature > 0 else "step"
+
+
+def is_sampled_in_step(row: SampleRow, num_outputs: int) -> bool:
+    """Whether `ops.sample_tokens` gives its token."""
+    return sampled_by(row, num_outputs) == "step"
 
 
 def seed_of_sample(params: SamplingParams) -> int:
@@ -95,6 +107,12 @@ class SampledRows:
     counts_N: torch.Tensor
     next_NQ: torch.Tensor
     positions_N: torch.Tensor
+
+    def replace(self, places: Sequence[int], ids_S: torch.Tensor) -> None:
+        """Sequences in these places have gained other tokens, one each."""
+        places_S = upload(np.asarray(places, np.int64), ids_S.device)
+        for rows_NQ in (self.following_NQ, self.next_NQ):
+            rows_NQ[places_S, 0] = ids_S.to(rows_NQ.dtype)
 
     @classmethod
     def joined(cls, pieces: Sequence[SampledRows], width: int) -> SampledRows:

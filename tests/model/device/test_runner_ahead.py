@@ -60,9 +60,15 @@ def test_the_next_step_is_on_its_way_before_a_result_is_looked_at() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("filters", [{"top_p": 0.5}, {"top_k": 5}, {"min_p": 0.1}], ids=str)
+def test_filters_do_not_wait_for_the_host(filters: dict[str, float]) -> None:
+    filtered = SamplingParams(max_tokens=4, temperature=1.0, **filters)
+    assert diary(filtered) == diary(GREEDY)
+
+
 def test_a_step_with_rows_for_the_host_is_collected_before_the_next_is_launched() -> None:
-    filtered = SamplingParams(max_tokens=3, temperature=1.0, top_p=0.5)
-    assert diary(filtered) == ["launch 0", "collect 0", "launch 1", "collect 1", "launch 2", "collect 2"]
+    penalised = SamplingParams(max_tokens=3, presence_penalty=0.5)
+    assert diary(penalised) == ["launch 0", "collect 0", "launch 1", "collect 1", "launch 2", "collect 2"]
 
 
 def test_times_of_steps_add_up_to_no_more_than_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:

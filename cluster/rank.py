@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from cluster import embeddings
 from cluster.errors_convert import error_to_proto
 from cluster.steps_convert import outputs_to_proto, step_from_proto
+from model.ahead import StepsAhead, next_message
 from model.errors import FluytError
 from model.sched.step import RankResult, Step
 from protos.fluyt.v1 import steps_pb2 as steps
@@ -25,7 +26,7 @@ class Worker(Protocol):
     """A rank's model. Called from one thread alone."""
 
     def run(self, step: Step) -> RankResult:
-        """Compute this rank's share of `step`."""
+        """Compute this rank's share of `step`; one that `Launches` (model.ahead) begins it early."""
 
     def put_embedding(self, key: str, rows_RH: Any) -> None:
         """Keep an image's rows (a tensor) until the sequence that needs them is dropped."""
@@ -60,6 +61,10 @@ class _Rows:
     fetched: steps.Fetched
 
 
+class _End:
+    """No order comes any more."""
+
+
 def answers_step(rank: int, step: steps.PlannedStep) -> bool:
     """Whether `rank` answers a step: with nothing in it, its answer would cost a message for nothing.
 
@@ -72,7 +77,7 @@ Answer = Callable[[steps.FromRank], None]
 
 
 class RankLoop:
-    """Runs orders one after another in its own thread; answers are called in the event loop."""
+    """Takes orders one after another in its own thread; answers are called in the event loop."""
 
     def __init__(
         self, worker: Worker, identity: Identity, answer: Answer, fall: Callable[[str], None]
@@ -83,7 +88,9 @@ class RankLoop:
         self._loop = asyncio.get_running_loop()
         self._answer = answer
         self._fall = fall
-        self._inbox: SimpleQueue[steps.Order | _Rows | None] = SimpleQueue()
+        self._steps = StepsAhead(worker)
+        self._orders: deque[steps.PlannedStep] = deque()  # of its pending steps
+        self._inbox: SimpleQueue[steps.Order | _Rows | _End] = SimpleQueue()
         self._generation = 0
         self._next_step_id = 0
         self._secret = ""
@@ -110,7 +117,7 @@ class RankLoop:
         """End the thread after what it has been given."""
         for task in self._fetches.values():
             task.cancel()
-        self._inbox.put(None)
+        self._inbox.put(_End())
         await asyncio.to_thread(self._thread.join)
 
     def _start_fetch(self, order: steps.Prefetch) -> None:
@@ -139,8 +146,10 @@ class RankLoop:
 
     def _run(self) -> None:
         try:
-            while (order := self._inbox.get()) is not None:
-                if isinstance(order, _Rows):
+            while not isinstance(order := next_message(self._inbox, self._steps), _End):
+                if order is None:
+                    self._answer_step()
+                elif isinstance(order, _Rows):
                     self._keep(order)
                 elif order.WhichOneof("message") == "reset":
                     self._reset(order.reset)
@@ -148,11 +157,15 @@ class RankLoop:
                     self._forget(order.forget)
                 else:
                     self._step(order.step)
+            while self._orders:
+                self._answer_step()
         except BaseException as error:  # noqa: BLE001 - whatever it is, the gang must fall together
             self._fall(f"{type(error).__name__}: {error}")
 
     def _reset(self, order: steps.Reset) -> None:
         self._worker.reset()
+        self._steps.clear()
+        self._orders.clear()
         self._kept.clear()
         self._generation, self._next_step_id = order.generation, 0
 
@@ -171,16 +184,18 @@ class RankLoop:
         step = step_from_proto(order)
         self._check(step, order.digest)
         self._next_step_id += 1
-        began = time.perf_counter()
-        result = self._worker.run(step)
-        step_us = round((time.perf_counter() - began) * 1e6)
+        self._orders.append(order)
+        self._steps.submit(step)
+
+    def _answer_step(self) -> None:
+        order, taken = self._orders.popleft(), self._steps.take()
         if not answers_step(self._identity.rank, order):
             return
         done = steps.RankDone(
-            generation=step.generation,
-            step_id=step.step_id,
-            outputs=outputs_to_proto(result),
-            step_us=step_us,
+            generation=taken.step.generation,
+            step_id=taken.step.step_id,
+            outputs=outputs_to_proto(taken.result),
+            step_us=taken.step_us,
         )
         self._tell(steps.FromRank(done=done))
 

@@ -39,6 +39,7 @@ from protos.fluyt.v1 import steps_pb2_grpc
 if TYPE_CHECKING:
     import torch
 
+    from model.device.runner import DeviceRunner
     from model.runner import Rank as Runner
     from model.sched.step import RankResult, Step
 
@@ -157,6 +158,20 @@ class _TensorWorker:
         self._put_embedding(key, torch.from_numpy(rows_RH))
 
 
+class _LaunchingWorker(_TensorWorker):
+    """A runner that can begin a step behind the one that is on its way."""
+
+    def __init__(self, runner: DeviceRunner, device: torch.device) -> None:
+        super().__init__(runner, device)
+        self._runner = runner
+        self.launch, self.collect = runner.launch, runner.collect
+
+    @property
+    def can_launch(self) -> bool:
+        """See `model.ahead.Launches`."""
+        return self._runner.can_launch
+
+
 class _Lobby(steps_pb2_grpc.StepsServicer):
     """Answers ranks that loaded faster than their leader: they wait until it is there."""
 
@@ -226,6 +241,7 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
     import torch
 
     from model import parallel
+    from model.device.runner import DeviceRunner
     from model.options import EngineOptions, scheduler_config
     from model.runner import make_rank
     from model.weights import open_checkpoint
@@ -258,9 +274,14 @@ def load(config: ClusterConfig, gang: GangContext, met: steps.JoinReply) -> _Loa
     directory = checkpoint_dir(config.model.directory)
     checkpoint = open_checkpoint(directory)
     sizes = scheduler_config(checkpoint.config.text, options, has_mtp=checkpoint.has_mtp)
-    worker = make_rank(directory, options, config.gang.threads_per_rank, gang.rank, group)
+    runner = make_rank(directory, options, config.gang.threads_per_rank, gang.rank, group)
+    worker: _TensorWorker
+    if isinstance(runner, DeviceRunner):
+        worker = _LaunchingWorker(runner, device)
+    else:
+        worker = _TensorWorker(runner, device)
     return _Loaded(
-        _TensorWorker(worker, device),
+        worker,
         Identity(
             gang_id=gang.gang_id,
             rank=gang.rank,

@@ -1,7 +1,7 @@
 """A gang in processes of this machine: W ranks, spawned, fed by pipes; a `Runner` for the engine.
 
 parent                              rank process
-  submit(step)  -- pipe -->  reader thread -> queue -> main thread: worker.run(step)
+  submit(step)  -- pipe -->  reader thread -> queue -> main thread: launches and takes steps (model.ahead)
   result()     <-- pipe --   _Done | _Failed
 
 Pipes have no time-out, so an idle gang waits as long as it likes. A rank that dies or raises ends
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.distributed import TCPStore
 
 from model import parallel
+from model.ahead import StepsAhead, next_message
 from model.errors import FluytError, Internal, Unavailable
 from model.sched.step import RankResult, Step, StepResult
 
@@ -292,8 +293,14 @@ def _rank_main(start: _Start, connection: Connection) -> None:
         group = _join(start)
         worker = start.make_worker(start.rank, group)
         _send(connection, _Done(-1, RankResult(), 0))
+        steps = StepsAhead(worker)
         while True:
-            _handle(inbox.get(), worker, connection)
+            message = next_message(inbox, steps)
+            if message is None:
+                taken = steps.take()
+                _send(connection, _Done(taken.step.step_id, taken.result, taken.step_us))
+            else:
+                _handle(message, worker, steps)
     except BaseException as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
         try:
             _send(connection, _Failed(_as_fluyt_error(error)))
@@ -301,16 +308,14 @@ def _rank_main(start: _Start, connection: Connection) -> None:
             parallel.end_process()
 
 
-def _handle(message: Step | _Embedding | Exception, worker: Worker, connection: Connection) -> None:
-    """Run a step and answer, or keep an embedding."""
+def _handle(message: Step | _Embedding | Exception, worker: Worker, steps: StepsAhead) -> None:
+    """Take a step, or keep an embedding."""
     if isinstance(message, Exception):
         raise message
     if isinstance(message, _Embedding):
         worker.put_embedding(message.key, message.rows_NH)
         return
-    begin = time.perf_counter()
-    result = worker.run(message)
-    _send(connection, _Done(message.step_id, result, round((time.perf_counter() - begin) * 1e6)))
+    steps.submit(message)
 
 
 def _join(start: _Start) -> parallel.Group | None:

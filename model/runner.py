@@ -6,10 +6,7 @@ plans without knowing token values. Everything here runs in the one thread that 
 
 from __future__ import annotations
 
-import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
@@ -17,10 +14,11 @@ from pathlib import Path
 import torch
 
 from model import parallel
+from model.ahead import StepsAhead
 from model.batching import build_batch
 from model.device.exchange import Alone, Exchange
 from model.device.load import load_device_weights
-from model.device.runner import DeviceRunner, Launched, device_runner
+from model.device.runner import DeviceRunner, device_runner
 from model.device.weights import Share
 from model.dispatch import AllToAllDispatcher, Dispatcher, LocalDispatcher
 from model.drafts import Drafter
@@ -235,15 +233,6 @@ def rank_maker(directory: Path, options: EngineOptions, num_threads: int) -> par
     return partial(make_rank, directory, options, num_threads)
 
 
-@dataclass
-class _Pending:
-    """A step on its way through a `LocalRunner`."""
-
-    step: Step
-    launched_s: float = 0.0
-    launched: Launched | None = None  # None: nothing has begun
-
-
 class LocalRunner:
     """One rank in this process. See `model.engine.Runner`.
 
@@ -253,44 +242,21 @@ class LocalRunner:
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
-        self._pending: deque[_Pending] = deque()
-        self._returned_s = 0.0  # when the last result was there
+        self._steps = StepsAhead(rank)
 
     def submit(self, step: Step) -> None:
         """Queue a step."""
-        self._pending.append(_Pending(step))
-        self._launch()
+        self._steps.submit(step)
 
     def put_embedding(self, key: str, rows_NH: torch.Tensor, rank: int | None = None) -> None:  # noqa: ARG002
         """There is one rank: it keeps the rows."""
         self._rank.put_embedding(key, rows_NH)
 
     def result(self) -> StepResult:
-        """The oldest step's; one that has not begun is run. Its time begins where the one before it ended."""
-        pending = self._pending.popleft()
-        if pending.launched is not None:
-            assert isinstance(self._rank, DeviceRunner), self._rank
-            began_s = max(pending.launched_s, self._returned_s)
-            result = self._rank.collect(pending.launched)
-        else:
-            began_s = time.perf_counter()
-            result = self._rank.run(pending.step)
-        self._returned_s = time.perf_counter()
-        step_us = round((self._returned_s - began_s) * 1e6)
-        self._launch()
-        return StepResult(pending.step.generation, pending.step.step_id, (result,), step_us)
+        """The oldest step's; one that has not begun is run."""
+        taken = self._steps.take()
+        return StepResult(taken.step.generation, taken.step.step_id, (taken.result,), taken.step_us)
 
     def close(self) -> None:
         """Nothing that was launched is waited for."""
-        self._pending.clear()
-
-    def _launch(self) -> None:
-        """Start what waits, as far as it can be started."""
-        if not isinstance(self._rank, DeviceRunner):
-            return
-        for pending in self._pending:
-            if pending.launched is None:
-                if not self._rank.can_launch:
-                    return
-                pending.launched_s = time.perf_counter()
-                pending.launched = self._rank.launch(pending.step)
+        self._steps.clear()

@@ -73,6 +73,11 @@ class Launched:
     prefilled: Prefilled | None  # its rows
 
     @property
+    def is_done(self) -> bool:
+        """Whether the device has computed it; what is sampled on the host is not."""
+        return self.tokens.have_come
+
+    @property
     def needs_host(self) -> bool:
         """Whether the next step has to wait until this one is collected."""
         return self.by_host is not None or bool(self.scored)

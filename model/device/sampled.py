@@ -156,6 +156,11 @@ class TokensOnTheWay:
         """Where a sequence is among the rows; None: the host knows all its tokens."""
         return self._index.get(seq)
 
+    @property
+    def have_come(self) -> bool:
+        """Whether `wait` would not wait."""
+        return self._event is None or self._event.query()
+
     def wait(self) -> list[tuple[int, ...]]:
         """The tokens that each sequence gained, once the device has them."""
         if self.sampled is None:

@@ -96,6 +96,7 @@ def test_tokenize_prints_prompt_ids_and_images(env: dict[str, str], tmp_path: Pa
 
 @pytest.mark.ray
 @pytest.mark.timeout(90)
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("after", ["Ray starts", "Serve is up"])
 def test_an_interrupted_up_leaves_nothing(env: dict[str, str], tmp_path: Path, after: str) -> None:
     config = write_config(tmp_path / "c.yaml")

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,14 +108,6 @@ def test_starting_while_one_is_up_is_refused_with_its_address() -> None:
     end_session(root, (), grace_s=0.0)
     with starting():
         pass
-
-
-@pytest.fixture
-def interrupts() -> Iterator[None]:
-    """As at a terminal: a shell starts what runs in the background with interrupts ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interrupts")

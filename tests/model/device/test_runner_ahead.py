@@ -73,7 +73,7 @@ def test_a_step_with_rows_for_the_host_is_collected_before_the_next_is_launched(
 
 def test_times_of_steps_add_up_to_no_more_than_has_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes, now_s = sizes_of(model().text), [0.0]
-    monkeypatch.setattr("model.runner.time.perf_counter", lambda: now_s[0])
+    monkeypatch.setattr("model.ahead.time.perf_counter", lambda: now_s[0])
 
     class Slow(Diary):
         def launch(self, step: Step) -> Launched:

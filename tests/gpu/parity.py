@@ -2,8 +2,8 @@
 
 Both answer the same questions greedily (decode), and score the conversations of the float32 model, questions
 and answers to their ends (prefill). On a GPU the device engine computes in bfloat16, on a CPU in plain torch.
-`--ranks 2`: as a gang of processes that split attention, on as many GPUs or, with `--device cpu`, over gloo.
-Ends with status 1 below 99 % of equal best tokens.
+`--ranks 2`: as a gang of processes that split attention, or with `--attention data` own their sequences, on
+as many GPUs or, with `--device cpu`, over gloo. Ends with status 1 below 99 % of equal best tokens.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from model.weights import Checkpoint, open_checkpoint
 
 LEAST_AGREEMENT = 0.99
 NUM_QUESTIONS = 200
+OPTIONS = EngineOptions(kv_blocks=512, max_running=8, mtp=False)
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=default_checkpoint())
     parser.add_argument("--tokens", type=int, default=48, help="of each answer")
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--attention", choices=("tensor", "data"), default="tensor", help="of several ranks")
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default)
     arguments = parser.parse_args()
@@ -50,25 +52,27 @@ def main() -> None:
             "ranks", f"{arguments.ranks} need as many GPUs: {torch.cuda.device_count()} here"
         )
     torch.set_num_threads(1)  # many small operations, on the CPU, gain nothing from more
-    report = compare(arguments.model, arguments.tokens, arguments.ranks, arguments.device)
+    gang = replace(OPTIONS, attention=arguments.attention, num_shards=arguments.ranks)
+    report = compare(arguments.model, arguments.tokens, gang, arguments.device)
     print(json.dumps(report), flush=True)
     if float(report["agreement"]) < LEAST_AGREEMENT:
         raise SystemExit(1)
 
 
 def compare(
-    directory: Path, num_tokens: int, num_ranks: int, device_type: Literal["cpu", "cuda"]
+    directory: Path, num_tokens: int, gang: EngineOptions, device_type: Literal["cpu", "cuda"]
 ) -> dict[str, str | float | int]:
     """Shares of positions whose best token is the same, and of answers that are the same to the end."""
-    options = EngineOptions(kv_blocks=512, max_running=8, mtp=False)
-    split = replace(options, attention="tensor", num_shards=num_ranks) if num_ranks > 1 else options
+    ours_are = gang if gang.num_shards > 1 else OPTIONS
     checkpoint = open_checkpoint(directory)
-    sizes = scheduler_config(checkpoint.config.text, options)
-    network = LocalRunner(make_network_rank(checkpoint, options, 0, torch.device("cpu"), None))
+    network = LocalRunner(make_network_rank(checkpoint, OPTIONS, 0, torch.device("cpu"), None))
     began_s = time.perf_counter()
-    with runner_of(checkpoint, split, device_type) as runner:
+    with runner_of(checkpoint, ours_are, device_type) as runner:
         start_s = time.perf_counter() - began_s
-        servers = [LocalServer(checkpoint, each, sizes) for each in (network, runner)]
+        servers = [
+            LocalServer(checkpoint, each, scheduler_config(checkpoint.config.text, options))
+            for each, options in ((network, OPTIONS), (runner, ours_are))
+        ]
         greedy = SamplingOptions(temperature=0.0, max_tokens=num_tokens)
         theirs, ours = (answers(server, greedy) for server in servers)
         forced = [answer.token_ids for answer in theirs]
@@ -84,7 +88,8 @@ def compare(
     ]
     return {
         "device": torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
-        "ranks": num_ranks,
+        "ranks": gang.num_shards,
+        "attention": ours_are.attention,
         "start_s": round(start_s, 1),
         "positions": len(positions),
         "agreement": _share_of_equals(positions),

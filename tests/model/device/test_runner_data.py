@@ -100,6 +100,7 @@ def test_one_request_alone_leaves_a_rank_without_rows(
     assert found.token_ids == expected.token_ids
 
 
+@pytest.mark.slow
 def test_pictures_reach_the_rank_that_has_the_sequence(
     network: LocalServer, gang: LocalServer, builder: PromptBuilder, repo_root: Path
 ) -> None:

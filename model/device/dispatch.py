@@ -6,8 +6,8 @@ Shapes: R ranks, T rows of a pass, the same on every rank (`lockstep`), C = R * 
               router and this rank's experts, of all rows
     combine:  each rank's rows back, a part from every rank    [C, H] -> [R, T, H]
 
-A token chooses 8 of 288 experts: with two ranks 255 of 256 tokens need both. So every row goes everywhere:
-nothing is dropped whatever the router says, sizes do not depend on data, and a CUDA graph can hold it.
+A token chooses 8 of 288 experts: with two ranks 127 of 128 tokens have some on both. So every row goes
+everywhere: nothing is dropped whatever the router says, sizes do not depend on data, and a graph can hold it.
 The parts are added in the order of ranks, by the launch that adds to the residual stream anyway.
 """
 

@@ -205,23 +205,49 @@ def _draw_of_all(scaled_SV: Tensor, rows: Sequence[SampleRow]) -> list[int]:
     score_SV = scaled_SV + gumbel(_keys(rows), ids_1V)
     if any(row.sampling.min_p > 0 for row in rows):
         score_SV = score_SV.where(
-            reaches_min_p(scaled_SV, scaled_SV.amax(1, keepdim=True), _min_p(rows, scaled_SV.device)),
+            _reaches_min_p(scaled_SV, scaled_SV.amax(1, keepdim=True), _min_p(rows, scaled_SV.device)),
             -torch.inf,
         )
     token_ids: list[int] = score_SV.argmax(1).tolist()
     return token_ids
 
 
+@dataclass(frozen=True, eq=False)  # tensors have no one equality
+class Limits:
+    """Filters of S rows, float64 [S, 1]: a top-k of V, a top-p of 1 and a min-p of 0 take nothing."""
+
+    top_k_S1: Tensor
+    top_p_S1: Tensor
+    min_p_S1: Tensor
+
+    @classmethod
+    def of(cls, rows: Sequence[SampleRow], vocab_size: int, device: torch.device) -> Limits:
+        """Of rows with or without filters."""
+        return cls(
+            _column([row.sampling.top_k or vocab_size for row in rows], device),
+            _column([row.sampling.top_p for row in rows], device),
+            _min_p(rows, device),
+        )
+
+
+def draw_among(
+    scaled_SV: Tensor, top_SW: Tensor, ids_SW: Tensor, noise_SW: Tensor, limits: Limits
+) -> tuple[Tensor, Tensor]:
+    """A token for each row [S] of its W most probable ones, and how many top-k and top-p keep of them [S]."""
+    num_kept_S = _num_kept(scaled_SV, top_SW, limits.top_k_S1, limits.top_p_S1)
+    kept_SW = torch.arange(top_SW.shape[1], device=top_SW.device) < num_kept_S.unsqueeze(1)
+    kept_SW &= _reaches_min_p(top_SW, top_SW[:, :1], limits.min_p_S1)
+    score_SW = (top_SW + noise_SW).where(kept_SW, -torch.inf)
+    return ids_SW.gather(1, score_SW.argmax(1, keepdim=True)).squeeze(1), num_kept_S
+
+
 def _draw_of_first(scaled_SV: Tensor, rows: Sequence[SampleRow], width: int) -> list[int | None]:
     """Rows with top-k or top-p, among the `width` most probable; None where the filters may keep more."""
-    device, vocab_size = scaled_SV.device, scaled_SV.shape[1]
+    vocab_size = scaled_SV.shape[1]
     top_SW, ids_SW = most_probable(scaled_SV, width)
-    top_k_S1 = _column([row.sampling.top_k or vocab_size for row in rows], device)
-    num_kept_S = num_kept(scaled_SV, top_SW, top_k_S1, _column([row.sampling.top_p for row in rows], device))
-    kept_SW = torch.arange(width, device=scaled_SV.device) < num_kept_S.unsqueeze(1)
-    kept_SW &= reaches_min_p(top_SW, top_SW[:, :1], _min_p(rows, device))
-    score_SW = (top_SW + gumbel(_keys(rows), ids_SW)).where(kept_SW, -torch.inf)
-    token_ids: list[int] = ids_SW.gather(1, score_SW.argmax(1, keepdim=True)).squeeze(1).tolist()
+    limits = Limits.of(rows, vocab_size, scaled_SV.device)
+    ids_S, num_kept_S = draw_among(scaled_SV, top_SW, ids_SW, gumbel(_keys(rows), ids_SW), limits)
+    token_ids: list[int] = ids_S.tolist()
     if width == vocab_size:
         return list(token_ids)
     # The last token kept must be above the border, where equals may lie on either side; and what top-k
@@ -246,11 +272,10 @@ def most_probable(scaled_SV: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return values_SW, ids_SW.gather(1, order_SW)
 
 
-def num_kept(scaled_SV: Tensor, top_SW: Tensor, top_k_S1: Tensor, top_p_S1: Tensor) -> Tensor:
+def _num_kept(scaled_SV: Tensor, top_SW: Tensor, top_k_S1: Tensor, top_p_S1: Tensor) -> Tensor:
     """How many of the sorted values top_SW stay [S]: a token stays if those before it hold less than top_p.
 
-    Sums are running sums in float64, the same whatever the width, so a row's answer is its own. A top-p of 1
-    and a top-k of V take nothing.
+    Sums are running sums in float64, the same whatever the width, so a row's answer is its own.
     """
     device, vocab_size = scaled_SV.device, scaled_SV.shape[1]
     top_p_S1 = torch.where(top_p_S1 < 1, top_p_S1, torch.inf)
@@ -266,7 +291,7 @@ def _min_p(rows: Sequence[SampleRow], device: torch.device) -> Tensor:
     return _column([row.sampling.min_p for row in rows], device)
 
 
-def reaches_min_p(values_SN: Tensor, largest_S1: Tensor, min_p_S1: Tensor) -> Tensor:
+def _reaches_min_p(values_SN: Tensor, largest_S1: Tensor, min_p_S1: Tensor) -> Tensor:
     """Mask of the values at least min_p times as probable as the most probable one."""
     return (values_SN - largest_S1).exp_() >= min_p_S1
 

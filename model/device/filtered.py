@@ -16,7 +16,7 @@ import torch
 from model.device.live_rows import Part
 from model.device.sampled import seed_of_sample, upload
 from model.kernels.sample_plain import SamplingRows, gumbel
-from model.sampler import CHUNK_ELEMENTS, most_probable, num_kept, reaches_min_p
+from model.sampler import CHUNK_ELEMENTS, Limits, draw_among, most_probable
 
 
 def draw_filtered(logits_SV: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
@@ -33,12 +33,8 @@ def draw_filtered(logits_SV: torch.Tensor, parts: Sequence[Part]) -> torch.Tenso
 
 
 def _draw(logits_SV: torch.Tensor, limits_S4: torch.Tensor, noise_S2: torch.Tensor) -> torch.Tensor:
-    temperature_S1, top_k_S1, top_p_S1, min_p_S1 = limits_S4.split(1, dim=1)
+    temperature_S1, *limits = limits_S4.split(1, dim=1)
     scaled_SV = logits_SV.double() / temperature_S1
     values_SV, ids_SV = most_probable(scaled_SV, logits_SV.shape[1])
-    places_V = torch.arange(logits_SV.shape[1], device=logits_SV.device)
-    kept_SV = places_V < num_kept(scaled_SV, values_SV, top_k_S1, top_p_S1).unsqueeze(1)
-    kept_SV &= reaches_min_p(values_SV, values_SV[:, :1], min_p_S1)
     rows = SamplingRows(temperature_S1.squeeze(1), noise_S2[:, 0], noise_S2[:, 1])
-    scores_SV = (values_SV + gumbel(rows, ids_SV)).where(kept_SV, -torch.inf)
-    return ids_SV.gather(1, scores_SV.argmax(1, keepdim=True)).squeeze(1)
+    return draw_among(scaled_SV, values_SV, ids_SV, gumbel(rows, ids_SV), Limits(*limits))[0]

@@ -122,7 +122,9 @@ class DeviceRunner:
 
     def put_embedding(self, key: str, rows_RH: torch.Tensor) -> None:
         """Keep an image's rows until the sequence whose spans name `key` is dropped; keys are not shared."""
-        self._embeddings[key] = rows_RH.to(self._device, self._dtype)
+        if self._device.type == "cuda" and not rows_RH.is_cuda:
+            rows_RH = rows_RH.pin_memory()  # else the copy would wait for the steps on their way
+        self._embeddings[key] = rows_RH.to(self._device, non_blocking=True).to(self._dtype)
 
     def drop_embedding(self, key: str) -> None:
         """Forget rows whose sequence ended before it was admitted; unknown keys are ignored."""
@@ -275,7 +277,7 @@ class DeviceRunner:
         filtered = [index for index, who in enumerate(by) if who == "filters"]
         if filtered and joined is not None:
             parts = [sampling[index] for index in filtered]
-            ids_S = draw_filtered(self._logits_of(filtered, prefilled, decoded), parts)
+            ids_S = self._agreed(draw_filtered(self._logits_of(filtered, prefilled, decoded), parts))
             joined.replace(filtered, ids_S)
             self._correct([part.seq for part in parts], ids_S)
         with_drafts = {
@@ -283,7 +285,7 @@ class DeviceRunner:
             for part in sampling
             if (part.seq.is_mtp_current if part.is_decode else prefilled is not None and prefilled.has_drafts)
         }
-        return TokensOnTheWay(joined, sampling, with_drafts)
+        return TokensOnTheWay(joined, sampling, with_drafts, self._device)
 
     def _logits_of(
         self,
@@ -299,6 +301,14 @@ class DeviceRunner:
         if decoded is not None and (rest := [i - num_prefilled for i in places if i >= num_prefilled]):
             pieces.append(decoded[1][self._on_device(rest)])
         return whole_logits(self._decoder, torch.cat(pieces))
+
+    def _agreed(self, ids_S: torch.Tensor) -> torch.Tensor:
+        """Those of the first rank: sums over a vocabulary need not have the same last bit on every GPU."""
+        if self._decoder.exchange.num_ranks == 1:
+            return ids_S
+        is_first = self._decoder.weights.share.rank == 0
+        part_S1 = ids_S.float().unsqueeze(1)  # ids are below 2^24
+        return self._decoder.exchange.add(part_S1 if is_first else part_S1.zero_()).squeeze(1).long()
 
     def _on_device(self, indices: list[int]) -> torch.Tensor:
         """A list as index would wait for the device."""

@@ -136,21 +136,26 @@ class TokensOnTheWay:
     """
 
     def __init__(
-        self, sampled: SampledRows | None, parts: Sequence[Part], with_drafts: set[DeviceSequence]
+        self,
+        sampled: SampledRows | None,
+        parts: Sequence[Part],
+        with_drafts: set[DeviceSequence],
+        device: torch.device,
     ) -> None:
         self.sampled = sampled
         self.with_drafts = with_drafts
         self._index = {part.seq: index for index, part in enumerate(parts)}
         self._event: torch.cuda.Event | None = None
-        if sampled is None:
+        if sampled is not None:
+            self._packed = torch.cat((sampled.counts_N[:, None], sampled.following_NQ), dim=1)
+        if device.type != "cuda":
             return
-        packed = torch.cat((sampled.counts_N[:, None], sampled.following_NQ), dim=1)
-        self._packed = packed
-        if packed.device.type == "cuda":
+        if sampled is not None:
+            packed = self._packed
             self._packed = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
             self._packed.copy_(packed, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(packed.device))
+        self._event = torch.cuda.Event()  # of a step that samples nothing, too: it has to be computed
+        self._event.record(torch.cuda.current_stream(device))
 
     def find(self, seq: DeviceSequence) -> int | None:
         """Where a sequence is among the rows; None: the host knows all its tokens."""
@@ -163,10 +168,10 @@ class TokensOnTheWay:
 
     def wait(self) -> list[tuple[int, ...]]:
         """The tokens that each sequence gained, once the device has them."""
-        if self.sampled is None:
-            return []
         if self._event is not None:
             self._event.synchronize()
+        if self.sampled is None:
+            return []
         return [tuple(following[: 1 + count]) for count, *following in self._packed.tolist()]
 
 

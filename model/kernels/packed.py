@@ -53,7 +53,7 @@ class PackedWeight:
     zeros: torch.Tensor | None  # int4 with zero points
     group_size: int  # columns that share a scale: 128 for fp8 (and 128 rows), 32/64/128 for ints, 0 for bf16
     shape: tuple[int, ...]
-    is_tiled: bool = False  # int4 of routed experts, for kernels
+    is_tiled: bool = False  # int4 as kernels read it
 
     def __post_init__(self) -> None:
         *_, num_rows, num_columns = self.shape

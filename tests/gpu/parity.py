@@ -15,11 +15,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from model.device.runner import DeviceRunner
 from model.engine import Runner
 from model.errors import InvalidRequest
 from model.gang import spawn_gang
@@ -27,7 +29,8 @@ from model.local import Answer, LocalServer, prompt_builder
 from model.nano import default_checkpoint
 from model.nano.data.texts import text_exchange
 from model.options import EngineOptions, scheduler_config
-from model.runner import LocalRunner, make_device_rank, make_network_rank, rank_maker
+from model.parallel import Group
+from model.runner import LocalRunner, make_device_rank, make_network_rank
 from model.sampling import SamplingOptions
 from model.text.chat_json import question
 from model.weights import Checkpoint, open_checkpoint
@@ -84,12 +87,12 @@ def compare(
     of_answers = [
         pair
         for answer, *pairs in zip(forced, their_best, our_best, strict=True)
-        for pair in list(zip(*pairs, strict=True))[-len(answer) :]
+        for pair in list(zip(*pairs, strict=True))[len(pairs[0]) - len(answer) :]
     ]
     return {
         "device": torch.cuda.get_device_name() if device_type == "cuda" else "cpu",
         "ranks": gang.num_shards,
-        "attention": ours_are.attention,
+        **({"attention": gang.attention} if gang.num_shards > 1 else {}),
         "start_s": round(start_s, 1),
         "positions": len(positions),
         "agreement": _share_of_equals(positions),
@@ -108,9 +111,16 @@ def runner_of(
     if options.num_shards == 1:
         yield LocalRunner(make_device_rank(checkpoint, options, torch.device(device_type)))
         return
-    make_worker = rank_maker(checkpoint.directory, options, 1)
+    make_worker = partial(device_rank, checkpoint.directory, options)
     with closing(spawn_gang(options.num_shards, make_worker, device_type=device_type)) as gang:
         yield gang
+
+
+def device_rank(directory: Path, options: EngineOptions, rank: int, group: Group | None) -> DeviceRunner:
+    """What a rank's process makes, whatever `make_rank` would take."""
+    assert group is not None and group.rank == rank
+    torch.set_num_threads(1)
+    return make_device_rank(open_checkpoint(directory), options, group.device, group)
 
 
 def answers(

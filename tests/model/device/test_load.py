@@ -252,6 +252,7 @@ def test_a_share_of_the_experts_alone(plain: Path) -> None:
         if isinstance(layer.mlp, MoEWeights) and isinstance(of_half.mlp, MoEWeights):
             assert layer.mlp.first_expert == of_half.mlp.first_expert > 0
             assert torch.equal(layer.mlp.shared.down.data, of_half.mlp.shared.down.data)
+    assert any(isinstance(layer.mlp, MoEWeights) for layer in found.layers)
 
 
 def test_nothing_holds_more_memory_than_it_shows(packed: Path) -> None:

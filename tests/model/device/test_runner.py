@@ -185,7 +185,7 @@ def test_every_kind_of_sampling_has_its_tokens_beside_all_others() -> None:
 
 @pytest.mark.parametrize("sampling", KINDS_OF_SAMPLING.values(), ids=KINDS_OF_SAMPLING)
 def test_a_kind_of_sampling_alone(sampling: SamplingParams) -> None:
-    """Greedy and plain rows stay on the device; the others' steps are collected one by one."""
+    """Steps with penalties, bias, masks or log-probabilities are collected one by one."""
     expected, found, _ = both(sizes_of(text()), [request_of("", prompts_of(text(), (30,))[0], sampling)])
     assert token_ids(found) == token_ids(expected)
 

@@ -25,6 +25,8 @@ from model.text.images import ImageInput
 from model.text.prompt import PromptBuilder
 from model.weights import open_checkpoint
 
+pytestmark = pytest.mark.slow  # a gang and the default model twice
+
 # Small chunks: prompts take several steps, in which the other rank has another number of tokens, or none.
 OPTIONS = EngineOptions(kv_blocks=256, max_running=6, chunk_tokens=96)
 GREEDY = SamplingOptions(temperature=0.0, max_tokens=20)
@@ -32,6 +34,7 @@ PLAIN = replace(GREEDY, temperature=0.8, seed=3)
 SAMPLINGS = {
     "greedy": (GREEDY,),
     "sampled": (PLAIN,),
+    "filtered": (replace(PLAIN, top_p=0.8), GREEDY, replace(PLAIN, top_k=4)),
     "mixed": (GREEDY, PLAIN, replace(PLAIN, top_p=0.8, num_logprobs=2), replace(GREEDY, mtp=False)),
 }
 
@@ -100,7 +103,6 @@ def test_one_request_alone_leaves_a_rank_without_rows(
     assert found.token_ids == expected.token_ids
 
 
-@pytest.mark.slow
 def test_pictures_reach_the_rank_that_has_the_sequence(
     network: LocalServer, gang: LocalServer, builder: PromptBuilder, repo_root: Path
 ) -> None:

@@ -26,6 +26,7 @@ SAMPLINGS = (
     GREEDY,
     PLAIN,
     replace(PLAIN, top_p=0.8, num_logprobs=2),
+    replace(PLAIN, top_p=0.8),
     replace(GREEDY, num_prompt_logprobs=1),
     replace(PLAIN, presence_penalty=0.5, num_samples=2),
 )
@@ -37,7 +38,7 @@ def answers(rank: int, exchange: Exchange) -> Answers:
     weights = pack_decoder(decoder, Formats("bf16", "bf16"), rank, exchange.num_ranks)
     sizes = sizes_of(decoder.text, keeps_prefixes=True)
     runner = device_runner(weights, sizes, partial(TokenMasks.of, grammars=None), exchange)
-    prompts = prompts_of(decoder.text, (31, 7, 60, 18, 25))
+    prompts = prompts_of(decoder.text, (31, 7, 22, 60, 18, 25))
     requests = [
         request_of(f"{index}", prompt, sampling)
         for index, (prompt, sampling) in enumerate(zip(prompts, SAMPLINGS, strict=True))
@@ -62,4 +63,4 @@ def test_two_ranks_answer_as_one() -> None:
     alone = answers(0, Alone())
     assert ranks[0] == ranks[1]
     assert token_ids(ranks[0]) == token_ids(alone)
-    assert len(alone) == 6
+    assert len(alone) == 7

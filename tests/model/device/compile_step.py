@@ -35,7 +35,7 @@ NUM_EXPERTS = 16
 class PretendedExchange(Alone):
     """Several ranks, as far as launches go."""
 
-    num_ranks = 2
+    num_ranks = num_expert_ranks = 2
 
     def add_norm(
         self,
